@@ -1,0 +1,173 @@
+//! Readers' side of the state directory: notices new snapshot files and swaps them in.
+//!
+//! What it does not do: build, repair or delete anything. A snapshot that cannot be used is logged
+//! once, and the one before stays in service.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::inotify;
+
+use crate::{Snapshot, SnapshotError};
+
+/// Where the current generation of one index is found, without locks; `None` before the first.
+pub type SnapshotCell = ArcSwapOption<Snapshot>;
+
+/// How often the directory is looked at when no event can be had for it (inotify instances are
+/// limited per user), and in any case, should an event be lost.
+const POLL: Duration = Duration::from_millis(250);
+const POLL_WITH_EVENTS: Duration = Duration::from_secs(5);
+
+/// One index to follow.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// [`Settings::id`](crate::Settings::id) of the index.
+    pub id: String,
+    /// Where its snapshots go.
+    pub cell: Arc<SnapshotCell>,
+}
+
+/// A thread that keeps cells current. Dropping it stops and joins the thread.
+#[derive(Debug)]
+pub struct Follower {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    /// Loads what is there now, then starts the thread, which inherits the caller's signal mask.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or its descriptor cannot be had; the cells have been loaded all the same.
+    pub fn spawn(state_dir: &Path, followed: Vec<Followed>) -> io::Result<Self> {
+        let mut files: Vec<_> =
+            followed.into_iter().map(|f| FollowedFile::new(state_dir, f)).collect();
+        // Watch first, load second: what is published in between is then seen twice, never missed.
+        let events = watch(state_dir)
+            .inspect_err(|err| {
+                log::info!(
+                    "cannot watch \"{}\" ({err}), looking every {} ms instead",
+                    state_dir.display(),
+                    POLL.as_millis()
+                );
+            })
+            .ok();
+        files.iter_mut().for_each(FollowedFile::look);
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("ss-follow".into())
+            .spawn(move || follow(&mut files, events.as_ref(), &stopped))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).is_err() {
+            return; // Cannot happen with an eventfd; a join would hang.
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}
+
+fn watch(dir: &Path) -> io::Result<OwnedFd> {
+    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&fd, dir, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR)?;
+    Ok(fd)
+}
+
+fn follow(files: &mut [FollowedFile], events: Option<&OwnedFd>, stop: &OwnedFd) {
+    let wait = if events.is_some() { POLL_WITH_EVENTS } else { POLL };
+    let timeout = rustix::event::Timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: wait.subsec_nanos().into(),
+    };
+    loop {
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        fds.extend(events.map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(err) => {
+                log::error!("waiting for snapshots failed ({err}), the index is frozen");
+                return;
+            }
+        }
+        if fds[0].revents().contains(PollFlags::IN) {
+            return;
+        }
+        if let Some(fd) = events {
+            drain(fd);
+        }
+        files.iter_mut().for_each(FollowedFile::look);
+    }
+}
+
+/// Reads and forgets what is queued: events only say "look again".
+fn drain(events: &OwnedFd) {
+    let mut buffer = [0_u8; 4096];
+    while matches!(rustix::io::read(events, &mut buffer), Ok(n) if n > 0) {}
+}
+
+struct FollowedFile {
+    path: PathBuf,
+    cell: Arc<SnapshotCell>,
+    seen: Option<Identity>,
+}
+
+/// What tells one snapshot file from the next: device, inode, and time of the last change.
+type Identity = (u64, u64, i64, i64);
+
+impl FollowedFile {
+    fn new(state_dir: &Path, followed: Followed) -> Self {
+        let path = crate::snapshot::path(state_dir, &followed.id);
+        Self { path, cell: followed.cell, seen: None }
+    }
+
+    fn look(&mut self) {
+        let seen = match identity(&self.path) {
+            Ok(seen) => Some(seen),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => {
+                if self.seen.take().is_some() {
+                    log::error!("cannot look at snapshot \"{}\" ({err})", self.path.display());
+                }
+                return;
+            }
+        };
+        if seen == self.seen {
+            return;
+        }
+        self.seen = seen;
+        if seen.is_none() {
+            return; // Removed under us: what is mapped stays good.
+        }
+        match Snapshot::open(&self.path) {
+            Ok(snapshot) => {
+                log::debug!("generation {} of \"{}\"", snapshot.generation(), self.path.display());
+                self.cell.store(Some(Arc::new(snapshot)));
+            }
+            Err(err @ SnapshotError::Io { .. }) => {
+                self.seen = None; // Replaced in this moment, or out of descriptors: look again.
+                log::warn!("{err}");
+            }
+            Err(err) => log::error!("{err}; keeping the generation before"),
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = std::fs::metadata(path)?;
+    Ok((meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
+}

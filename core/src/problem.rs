@@ -1,0 +1,71 @@
+//! What is wrong with the tree, as values an administrator can read.
+//!
+//! A bad image never stops the index and is never left out silently: it becomes a [`Problem`] that
+//! names the path, the reason and the remedy. `Err` is for "no index can be made".
+
+use std::path::{Path, PathBuf};
+use std::{cmp, fmt};
+
+use serde::{Deserialize, Serialize};
+
+/// One thing in the tree that keeps something from being listed, or that will surprise someone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Problem {
+    /// Where it is, relative to the root; lossy where the name is not UTF-8.
+    pub path: PathBuf,
+    /// What is wrong: lower case, no full stop.
+    pub reason: String,
+    /// What the administrator can do about it: lower case, no full stop.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// Makes a problem; control characters in the path are made visible, so that a name cannot
+    /// forge a line in a log.
+    pub fn new(path: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let path = PathBuf::from(visible(&path.to_string_lossy()));
+        Self { path, reason: visible(&reason.into()), remedy: visible(&remedy.into()) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\": {}; {}", self.path.display(), self.reason, self.remedy)
+    }
+}
+
+impl Ord for Problem {
+    fn cmp(&self, other: &Self) -> cmp::Ordering {
+        (&self.path, &self.reason, &self.remedy).cmp(&(&other.path, &other.reason, &other.remedy))
+    }
+}
+
+impl PartialOrd for Problem {
+    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// `text` with control characters escaped, borrowed content copied only as needed.
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_forge_a_log_line() {
+        let problem = Problem::new(Path::new("images/a\nb\x1b[31m"), "why\r", "do");
+        assert_eq!(problem.to_string(), r#""images/a\nb\u{1b}[31m": why\r; do"#);
+    }
+}

@@ -1,0 +1,405 @@
+//! One published generation: every document of an index in every variant, immutable.
+//!
+//! # Why a file
+//!
+//! The builder lives in another process than the workers that answer requests. A file in the state
+//! directory carries a generation to all of them at once (mapped, so its pages are shared), and is
+//! still there after a restart, so that the first request is answered before the tree has been
+//! looked at.
+//!
+//! # Layout (version 1, little-endian)
+//!
+//! | offset | length | content |
+//! |---|---|---|
+//! | 0 | 8 | `SSTRSNAP` |
+//! | 8 | 4 | version of the layout, 1 |
+//! | 12 | 4 | length of the head, *h* |
+//! | 16 | 8 | length of the body, *b* |
+//! | 24 | 8 | XXH3-64 of head and body |
+//! | 32 | *h* | head: JSON, [`Head`] |
+//! | 32+*h* | *b* | body: the documents' variants and the list of problems |
+//!
+//! The file's length is exactly 32 + *h* + *b*. XXH3 finds damage, not malice: the directory
+//! belongs to the user that runs the workers.
+//!
+//! # History
+//!
+//! 1. First version.
+
+mod map;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{Digest, Problem};
+
+const MAGIC: &[u8; 8] = b"SSTRSNAP";
+const LAYOUT: u32 = 1;
+const PREAMBLE: usize = 32;
+
+/// Why a snapshot file cannot be used. The path is part of every message.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file cannot be read.
+    #[error("cannot read snapshot \"{}\" ({source})", path.display())]
+    Io {
+        /// The snapshot file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The content is not what was written.
+    #[error("snapshot \"{}\" is damaged: {reason}", path.display())]
+    Damaged {
+        /// The snapshot file.
+        path: PathBuf,
+        /// Which check failed.
+        reason: &'static str,
+    },
+    /// The file was written by another version of this software.
+    #[error("snapshot \"{}\" has layout {found}, this version reads {LAYOUT}", path.display())]
+    Layout {
+        /// The snapshot file.
+        path: PathBuf,
+        /// The layout's version in the file.
+        found: u32,
+    },
+}
+
+/// The head of a snapshot: everything but the bytes themselves.
+#[derive(Debug, Serialize, Deserialize)]
+struct Head {
+    generation: u64,
+    /// Milliseconds since the epoch.
+    published: u64,
+    counts: Counts,
+    documents: BTreeMap<String, DocumentHead>,
+    problems: Span,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct DocumentHead {
+    /// Seconds since the epoch.
+    last_modified: i64,
+    identity: VariantHead,
+    gzip: VariantHead,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct VariantHead {
+    #[serde(flatten)]
+    span: Span,
+    etag: String,
+}
+
+/// A stretch of the body, in bytes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Span {
+    offset: usize,
+    length: usize,
+}
+
+impl Span {
+    fn get<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
+        body.get(self.offset..self.offset.checked_add(self.length)?)
+    }
+}
+
+/// How much an index lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Products that have at least one listed version.
+    pub products: u64,
+    /// Listed versions.
+    pub versions: u64,
+    /// Items of the listed versions.
+    pub items: u64,
+    /// Bytes of the files that the items name, each file once.
+    pub bytes: u64,
+}
+
+/// A document in its variants, ready to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Document<'a> {
+    /// Seconds since the epoch; changes whenever the document does.
+    pub last_modified: i64,
+    /// The document as it is.
+    pub identity: Variant<'a>,
+    /// The document as one gzip member.
+    pub gzip: Variant<'a>,
+}
+
+/// The bytes of one variant of a document.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant<'a> {
+    /// What is sent.
+    pub bytes: &'a [u8],
+    /// Strong entity tag, quotes included, made of the bytes alone.
+    pub etag: &'a str,
+}
+
+/// A document on its way into a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// File name under `streams/v1/`, such as `images.json`.
+    pub name: String,
+    /// The document.
+    pub identity: Vec<u8>,
+    /// The document as one gzip member.
+    pub gzip: Vec<u8>,
+}
+
+/// One generation of an index.
+pub struct Snapshot {
+    backing: Backing,
+    body: usize,
+    head: Head,
+}
+
+enum Backing {
+    Memory(Vec<u8>),
+    Mapped(memmap2::Mmap),
+}
+
+impl Backing {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.head.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    /// Maps and checks the snapshot file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]: not readable, damaged, or of another layout.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+        let map = File::open(path).and_then(|file| map::map(&file)).map_err(io)?;
+        Self::check(Backing::Mapped(map), path)
+    }
+
+    /// Takes an encoded snapshot that lives in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`], as for [`open`](Self::open).
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SnapshotError> {
+        Self::check(Backing::Memory(bytes), Path::new("(memory)"))
+    }
+
+    fn check(backing: Backing, path: &Path) -> Result<Self, SnapshotError> {
+        let damaged = |reason| SnapshotError::Damaged { path: path.to_owned(), reason };
+        let bytes = backing.bytes();
+        let preamble = bytes.get(..PREAMBLE).ok_or_else(|| damaged("shorter than its preamble"))?;
+        if &preamble[..8] != MAGIC {
+            return Err(damaged("it does not begin with SSTRSNAP"));
+        }
+        let found = u32_at(preamble, 8);
+        if found != LAYOUT {
+            return Err(SnapshotError::Layout { path: path.to_owned(), found });
+        }
+        let head_length = u32_at(preamble, 12) as usize;
+        let body_length = usize::try_from(u64_at(preamble, 16)).unwrap_or(usize::MAX);
+        let rest = &bytes[PREAMBLE..];
+        if head_length.checked_add(body_length) != Some(rest.len()) {
+            return Err(damaged("its length is not what its preamble says"));
+        }
+        if xxh3(&[rest]) != u64_at(preamble, 24) {
+            return Err(damaged("its checksum does not match"));
+        }
+        let (head, body) = rest.split_at(head_length);
+        let head: Head =
+            serde_json::from_slice(head).map_err(|_| damaged("its head cannot be understood"))?;
+        let mut spans = vec![head.problems];
+        for document in head.documents.values() {
+            spans.extend([document.identity.span, document.gzip.span]);
+        }
+        if spans.iter().any(|span| span.get(body).is_none()) {
+            return Err(damaged("a document lies outside of it"));
+        }
+        Ok(Self { body: PREAMBLE + head_length, head, backing })
+    }
+
+    /// Number of this generation; every published one has a higher number than the last.
+    pub fn generation(&self) -> u64 {
+        self.head.generation
+    }
+
+    /// When this generation was published, in milliseconds since the epoch.
+    pub fn published(&self) -> u64 {
+        self.head.published
+    }
+
+    /// How much this generation lists.
+    pub fn counts(&self) -> Counts {
+        self.head.counts
+    }
+
+    /// The document served as `streams/v1/<name>`, if there is one.
+    pub fn document(&self, name: &str) -> Option<Document<'_>> {
+        let head = self.head.documents.get(name)?;
+        Some(Document {
+            last_modified: head.last_modified,
+            identity: self.variant(&head.identity)?,
+            gzip: self.variant(&head.gzip)?,
+        })
+    }
+
+    /// Names of all documents, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.head.documents.keys().map(String::as_str)
+    }
+
+    /// What is wrong with the tree, sorted by path.
+    pub fn problems(&self) -> Vec<Problem> {
+        // Checked by the checksum; a list that still cannot be read is one from another version
+        // with the same layout, which does not happen.
+        serde_json::from_slice(self.problems_json()).unwrap_or_default()
+    }
+
+    /// The problems as a JSON array of objects with `path`, `reason` and `remedy`.
+    pub fn problems_json(&self) -> &[u8] {
+        self.head.problems.get(self.body()).unwrap_or(b"[]")
+    }
+
+    fn variant<'a>(&'a self, head: &'a VariantHead) -> Option<Variant<'a>> {
+        Some(Variant { bytes: head.span.get(self.body())?, etag: &head.etag })
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.backing.bytes()[self.body..]
+    }
+}
+
+/// Encodes a generation that follows `previous`.
+///
+/// A document whose bytes are those of `previous` keeps its modification time; any other gets
+/// `now`, or one second more than it had if that is later, so that a changed document never has
+/// the time of the one before (nginx compares it exactly).
+///
+/// `now` is in milliseconds since the epoch.
+pub fn encode(
+    documents: &[Rendered],
+    problems: &[Problem],
+    counts: Counts,
+    previous: Option<&Snapshot>,
+    now: u64,
+) -> Vec<u8> {
+    let mut body = Vec::with_capacity(
+        documents.iter().map(|d| d.identity.len() + d.gzip.len()).sum::<usize>() + 4096,
+    );
+    let mut place = |bytes: &[u8]| {
+        let span = Span { offset: body.len(), length: bytes.len() };
+        body.extend_from_slice(bytes);
+        span
+    };
+    let mut heads = BTreeMap::new();
+    for document in documents {
+        let before = previous.and_then(|p| p.head.documents.get(&document.name));
+        let mut variant = |bytes: &[u8]| VariantHead { span: place(bytes), etag: etag(bytes) };
+        let (identity, gzip) = (variant(&document.identity), variant(&document.gzip));
+        let seconds = i64::try_from(now / 1000).unwrap_or(i64::MAX);
+        let last_modified = match before {
+            Some(before) if before.identity.etag == identity.etag => before.last_modified,
+            Some(before) => seconds.max(before.last_modified.saturating_add(1)),
+            None => seconds,
+        };
+        heads.insert(document.name.clone(), DocumentHead { last_modified, identity, gzip });
+    }
+    let problems = place(&to_json(problems));
+    let head = to_json(&Head {
+        generation: previous.map_or(0, Snapshot::generation) + 1,
+        published: now,
+        counts,
+        documents: heads,
+        problems,
+    });
+    let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
+    out.extend_from_slice(MAGIC);
+    out.extend(LAYOUT.to_le_bytes());
+    out.extend(u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend((body.len() as u64).to_le_bytes());
+    out.extend(xxh3(&[&head, &body]).to_le_bytes());
+    out.extend_from_slice(&head);
+    out.extend_from_slice(&body);
+    out
+}
+
+/// Writes an encoded snapshot beside `path` and renames it into place.
+///
+/// The data is synced before the rename: after a power cut the name holds either the old
+/// generation or the new one, whole. The rename itself may be lost, and with it one generation,
+/// which the next scan makes again.
+///
+/// # Errors
+///
+/// The first error of the system; what was written beside is removed and `path` untouched.
+pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let write = || {
+        // Left behind by a builder that was killed; the lock makes it ours alone.
+        match fs::remove_file(&beside) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+            _ => {}
+        }
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        // The first error is the one to report; that the clean-up fails too adds nothing to it.
+        drop(fs::remove_file(&beside));
+    })
+}
+
+/// Path of the snapshot file of the index `id` ([`Settings::id`](crate::Settings::id)).
+pub fn path(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join(format!("{id}.snapshot"))
+}
+
+fn etag(bytes: &[u8]) -> String {
+    format!("\"{:.32}\"", Digest::of(bytes))
+}
+
+fn to_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    // Only strings, numbers and maps with string keys are ever given here, which always serialize.
+    serde_json::to_vec(value).expect("plain data serializes")
+}
+
+fn xxh3(parts: &[&[u8]]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.digest()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
