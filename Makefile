@@ -1,0 +1,42 @@
+# Everything that is done with this tree, by name. `make` alone lists it.
+
+CARGO ?= cargo
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
+export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
+MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
+
+.PHONY: help run test check module headers clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@echo
+	@echo '  make run PORT=9443 ROOT=/srv/images   another port, your own tree (which is only read)'
+	@echo '  make run LISTEN=0.0.0.0               for other machines too, not for this one alone'
+
+run: ## serve a demonstration on https://localhost:8443 until Ctrl-C
+	@packaging/deps.sh build run
+	@$(MAKE) --no-print-directory module
+	@packaging/run.sh $(MODULE)
+
+test: ## run every check and test, with real clients and daemons (as root)
+	@packaging/deps.sh build run test
+	$(MAKE) --no-print-directory check
+	$(MAKE) --no-print-directory module
+	SIMPLESTREAMS_MODULE=$(MODULE) $(CARGO) test --no-fail-fast
+
+check: headers ## check the form of the code: rustfmt, clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+module: headers ## build target/release/libngx_http_simplestreams_module.so
+	$(CARGO) build --release -p ngx-http-simplestreams
+
+headers:
+	@packaging/deps.sh build
+	@packaging/nginx-headers.sh $(TARGET_DIR)
+
+clean: ## remove what was built and the demonstration
+	$(CARGO) clean
+	rm -rf run
