@@ -1,0 +1,238 @@
+//! A request, and the answer to it.
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use nginx_sys::{
+    NGX_ERROR, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_OK,
+    ngx_buf_t, ngx_chain_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
+    ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
+    ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pcalloc,
+    ngx_pool_cleanup_add, ngx_str_t, ngx_table_elt_t, ngx_uint_t,
+};
+
+use super::{borrowed, is_on};
+use crate::barrier::guard;
+
+/// What a handler returns to nginx: one of nginx's codes, or an HTTP status.
+pub(crate) type Status = ngx_int_t;
+
+const NO_MEMORY: Status = NGX_HTTP_INTERNAL_SERVER_ERROR as Status;
+
+/// A request that nginx is handling; `'r` is the life of its pool.
+pub(crate) struct Request<'r> {
+    raw: *mut ngx_http_request_t,
+    pool: PhantomData<&'r ()>,
+}
+
+/// A body in memory and what describes it. Everything lives as long as the request's pool.
+pub(crate) struct Body<'r> {
+    pub(crate) bytes: &'r [u8],
+    /// Quotes included.
+    pub(crate) etag: &'r str,
+    /// Seconds since the epoch.
+    pub(crate) last_modified: i64,
+    pub(crate) content_type: &'static CStr,
+    pub(crate) content_encoding: Option<&'static CStr>,
+}
+
+impl<'r> Request<'r> {
+    /// # Safety
+    ///
+    /// `raw` is a request that nginx has just given to a handler, and `'r` ends before the pool.
+    pub(crate) unsafe fn new(raw: *mut ngx_http_request_t) -> Self {
+        Self { raw, pool: PhantomData }
+    }
+
+    fn get(&self) -> &ngx_http_request_t {
+        // SAFETY: valid by the contract of `new`; the reference is used for one expression, during
+        // which nothing else touches the request.
+        unsafe { &*self.raw }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    fn get_mut(&self) -> &mut ngx_http_request_t {
+        // SAFETY: as for `get`; nginx's main thread, on which this runs, is the only one that knows
+        // the request.
+        unsafe { &mut *self.raw }
+    }
+
+    fn core_conf(&self) -> &ngx_http_core_loc_conf_t {
+        // SAFETY: every location has a configuration of the core module, which is always there.
+        unsafe { &*self.location_conf(&raw const ngx_http_core_module).cast() }
+    }
+
+    /// This location's configuration of `module`.
+    ///
+    /// # Safety
+    ///
+    /// `module` points to an HTTP module in use.
+    pub(crate) unsafe fn location_conf(&self, module: *const ngx_module_t) -> *mut c_void {
+        // SAFETY: nginx gives every HTTP module in use a slot under its index.
+        unsafe { *self.get().loc_conf.add((*module).ctx_index) }
+    }
+
+    /// The normalized URI without its arguments.
+    pub(crate) fn uri(&self) -> &'r [u8] {
+        let uri = self.get().uri;
+        if uri.len == 0 {
+            return &[];
+        }
+        // SAFETY: the bytes are allocated in the request's pool or its connection's buffers, and
+        // nginx replaces them, never changes them, while a handler runs.
+        unsafe { std::slice::from_raw_parts(uri.data, uri.len) }
+    }
+
+    pub(crate) fn is_get_or_head(&self) -> bool {
+        self.get().method & (NGX_HTTP_GET | NGX_HTTP_HEAD) as ngx_uint_t != 0
+    }
+
+    /// Whether the header is on its way, after which no other status can be sent.
+    pub(crate) fn header_sent(&self) -> bool {
+        self.get().header_sent() != 0
+    }
+
+    /// Reads the request's body, if there is one, and forgets it.
+    pub(crate) fn discard_body(&self) -> Result<(), Status> {
+        // SAFETY: the request is valid, and handlers are where nginx expects this call.
+        match unsafe { ngx_http_discard_request_body(self.raw) } {
+            status if status == NGX_OK as Status => Ok(()),
+            status => Err(status),
+        }
+    }
+
+    /// Adds a header line to the answer, whatever its status.
+    pub(crate) fn push_header(&self, name: &'static CStr, value: &'r str) -> Result<(), Status> {
+        self.push(name, value.as_bytes()).map(drop)
+    }
+
+    fn push(&self, name: &'static CStr, value: &'r [u8]) -> Result<*mut ngx_table_elt_t, Status> {
+        // SAFETY: nginx initializes the list with the request, for elements of this type. Zero is
+        // valid for them, in particular for the link that versions from 1.23 on have; key and value
+        // live as long as the pool.
+        unsafe {
+            let line: *mut ngx_table_elt_t =
+                ngx_list_push(&raw mut (*self.raw).headers_out.headers).cast();
+            if line.is_null() {
+                return Err(NO_MEMORY);
+            }
+            line.write(std::mem::zeroed());
+            (*line).hash = 1;
+            (*line).key = borrowed(name.to_bytes());
+            (*line).value = borrowed(value);
+            Ok(line)
+        }
+    }
+
+    /// Keeps `value` until the request's pool goes, which is after the last byte has been sent.
+    pub(crate) fn keep<T>(&self, value: Arc<T>) -> Result<&'r T, Status> {
+        unsafe extern "C" fn let_go<T>(data: *mut c_void) {
+            // SAFETY: data came from Arc::into_raw below, and nginx calls a cleanup once.
+            guard(|| (), || drop(unsafe { Arc::from_raw(data.cast::<T>()) }));
+        }
+        // SAFETY: the pool is valid with its request. The reference is good for 'r, since the Arc
+        // is let go when the pool is destroyed.
+        unsafe {
+            let cleanup = ngx_pool_cleanup_add(self.get().pool, 0);
+            if cleanup.is_null() {
+                return Err(NO_MEMORY);
+            }
+            let value = Arc::into_raw(value);
+            (*cleanup).data = value.cast_mut().cast();
+            (*cleanup).handler = Some(let_go::<T>);
+            Ok(&*value)
+        }
+    }
+
+    /// Says once that the answer depends on Accept-Encoding. With `gzip_vary on` nginx writes the
+    /// line itself, and its gzip filter would even if we did not ask for it.
+    pub(crate) fn vary_by_encoding(&self) -> Result<(), Status> {
+        #[cfg(ngx_feature = "http_gzip")]
+        if is_on(self.core_conf().gzip_vary) {
+            self.get_mut().set_gzip_vary(1);
+            return Ok(());
+        }
+        self.push_header(c"Vary", "Accept-Encoding")
+    }
+
+    /// Whether the client takes gzip, by nginx's rules: Accept-Encoding, and the directives
+    /// `gzip_http_version`, `gzip_proxied` and `gzip_disable`; not for subrequests.
+    pub(crate) fn accepts_gzip(&self) -> bool {
+        #[cfg(ngx_feature = "http_gzip")]
+        // SAFETY: the request is valid and has its location's configuration.
+        let accepted = unsafe { nginx_sys::ngx_http_gzip_ok(self.raw) == NGX_OK as Status };
+        #[cfg(not(ngx_feature = "http_gzip"))]
+        let accepted = false;
+        accepted
+    }
+
+    /// Answers 200 with `body`, of which nginx's filters may make 304 or 206.
+    pub(crate) fn send(&self, body: &Body<'r>) -> Result<Status, Status> {
+        let content_length = body.bytes.len().try_into().map_err(|_| NO_MEMORY)?;
+        let etag = if is_on(self.core_conf().etag) {
+            self.push(c"ETag", body.etag.as_bytes())?
+        } else {
+            null_mut()
+        };
+        let encoding = match body.content_encoding {
+            Some(encoding) => self.push(c"Content-Encoding", encoding.to_bytes())?,
+            None => null_mut(),
+        };
+        // Whatever needs memory comes before the header: afterwards no error can be told.
+        let buffer = self.buffer(body.bytes)?;
+
+        let content_type: ngx_str_t = borrowed(body.content_type.to_bytes());
+        let request = self.get_mut();
+        let headers = &mut request.headers_out;
+        headers.status = NGX_HTTP_OK as ngx_uint_t;
+        headers.content_length_n = content_length;
+        headers.last_modified_time = body.last_modified;
+        headers.content_type = content_type;
+        headers.content_type_len = content_type.len;
+        headers.content_type_lowcase = null_mut();
+        headers.etag = etag;
+        headers.content_encoding = encoding;
+        request.set_allow_ranges(1);
+
+        // SAFETY: the request is valid and its answer complete.
+        let status = unsafe { ngx_http_send_header(self.raw) };
+        if status == NGX_ERROR as Status
+            || status > NGX_OK as Status
+            || self.get().header_only() != 0
+        {
+            return Ok(status);
+        }
+        let mut chain = ngx_chain_t { buf: buffer, next: null_mut() };
+        // SAFETY: nginx copies the links of the chain it is given, as its own handlers rely on; the
+        // buffer is in the pool.
+        Ok(unsafe { ngx_http_output_filter(self.raw, &mut chain) })
+    }
+
+    /// A buffer over `bytes`: of this request alone, since the range filter edits it.
+    fn buffer(&self, bytes: &'r [u8]) -> Result<*mut ngx_buf_t, Status> {
+        // SAFETY: the pool is valid with its request. Zeroed memory is an empty ngx_buf_t.
+        let buffer: &mut ngx_buf_t = unsafe {
+            let buffer: *mut ngx_buf_t =
+                ngx_pcalloc(self.get().pool, size_of::<ngx_buf_t>()).cast();
+            buffer.as_mut().ok_or(NO_MEMORY)?
+        };
+        let is_main = std::ptr::eq(self.raw, self.get().main);
+        if bytes.is_empty() {
+            // A buffer without data must say what it is for, or nginx takes it for a mistake.
+            buffer.set_sync(u32::from(!is_main));
+        } else {
+            let range = bytes.as_ptr_range();
+            buffer.start = range.start.cast_mut();
+            buffer.pos = buffer.start;
+            buffer.end = range.end.cast_mut();
+            buffer.last = buffer.end;
+            // Read-only to nginx, which copies before it changes.
+            buffer.set_memory(1);
+        }
+        buffer.set_last_buf(u32::from(is_main));
+        buffer.set_last_in_chain(1);
+        Ok(buffer)
+    }
+}

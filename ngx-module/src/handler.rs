@@ -1,0 +1,56 @@
+//! The content handler: a document of the current generation, as it is or gzipped.
+//!
+//! Only values and order are decided here; conditional requests, ranges and HEAD are left to nginx's
+//! filters, which need an entity tag, a time and a length to do them. The body is never copied: the
+//! buffer points into the snapshot, which the request's pool holds until the last byte is sent.
+
+use nginx_sys::{
+    NGX_DECLINED, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_NOT_FOUND, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_int_t,
+};
+
+use crate::conf::LocConf;
+use crate::ffi::{Body, Request, Status};
+
+/// Seconds after which a client may ask again where there is no generation yet. A cold tree becomes
+/// useful early (its newest versions are hashed first), so this is short.
+const RETRY_AFTER: &str = "5";
+
+/// Answers a request in the location that `conf` belongs to.
+pub(crate) fn handle(request: &Request<'_>, conf: &LocConf) -> ngx_int_t {
+    answer(request, conf).unwrap_or_else(|status| status)
+}
+
+fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
+    const DECLINED: Status = NGX_DECLINED as Status;
+    let served = conf.served().ok_or(DECLINED)?;
+    let name = served.document(request.uri()).ok_or(DECLINED)?;
+
+    // The Incus web UI reads the index from a page of another origin, errors included.
+    request.push_header(c"Access-Control-Allow-Origin", "*")?;
+    if !request.is_get_or_head() {
+        request.push_header(c"Allow", "GET, HEAD")?;
+        return Err(NGX_HTTP_NOT_ALLOWED as Status);
+    }
+    request.discard_body()?;
+
+    let Some(snapshot) = served.cell.load_full() else {
+        request.push_header(c"Retry-After", RETRY_AFTER)?;
+        return Err(NGX_HTTP_SERVICE_UNAVAILABLE as Status);
+    };
+    let snapshot = request.keep(snapshot)?;
+    let document = std::str::from_utf8(name)
+        .ok()
+        .and_then(|name| snapshot.document(name))
+        .ok_or(NGX_HTTP_NOT_FOUND as Status)?;
+
+    request.vary_by_encoding()?;
+    let gzip = request.accepts_gzip();
+    let variant = if gzip { document.gzip } else { document.identity };
+    request.send(&Body {
+        bytes: variant.bytes,
+        etag: variant.etag,
+        last_modified: document.last_modified,
+        content_type: c"application/json",
+        content_encoding: gzip.then_some(c"gzip"),
+    })
+}

@@ -1,0 +1,213 @@
+//! What runs in one process of nginx beside its event loop, and when it starts and stops.
+//!
+//! | process | follower | builder | driven by |
+//! |---|---|---|---|
+//! | worker | yes | no | a timer of its own |
+//! | cache manager helper | no | yes | nginx, through the state path's `manager` |
+//! | the only one (`master_process off`) | yes | yes | a timer of its own |
+//! | master, cache loader | no | no | |
+//!
+//! Driving means: start what is to run and does not, and write the queued log records.
+
+use std::cell::RefCell;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use simplestreams::{Builder, BuilderOptions, Followed, Follower};
+
+use crate::conf::MainConf;
+use crate::ffi::{self, Role, Timer};
+use crate::{error_log, threads};
+
+/// How long log records wait, and a worker that is leaving keeps following, at most.
+pub(crate) const TICK: Duration = Duration::from_millis(500);
+
+/// A thread that cannot be started is tried again after this time, which then doubles.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+thread_local! {
+    /// The state of this process, touched by nginx's main thread only. Leaked, so that `exit` in
+    /// the helper, which has no `exit_process`, does not wait for threads: what they leave behind
+    /// when they are cut off is what a power cut leaves, and made for that.
+    static STATE: &'static RefCell<State> = Box::leak(Box::default());
+}
+
+#[derive(Default)]
+struct State {
+    /// `init_process` was called here.
+    started: bool,
+    /// None where nothing is configured, in the master, and after the stop.
+    running: Option<Running>,
+    timer: Option<Timer>,
+}
+
+struct Running {
+    follower: Option<Service<Follower>>,
+    builder: Option<Service<Builder>>,
+}
+
+impl Running {
+    fn drive(&mut self) {
+        if let Some(follower) = &mut self.follower {
+            follower.drive();
+        }
+        if let Some(builder) = &mut self.builder {
+            builder.drive();
+        }
+    }
+}
+
+/// Something with threads that is to run; dropping it stops and joins them.
+struct Service<T> {
+    name: &'static str,
+    start: Box<dyn Fn() -> io::Result<T>>,
+    running: Option<T>,
+    retry_at: Option<Instant>,
+    delay: Duration,
+}
+
+impl<T> Service<T> {
+    fn new(name: &'static str, start: impl Fn() -> io::Result<T> + 'static) -> Self {
+        let start = Box::new(start);
+        Self { name, start, running: None, retry_at: None, delay: FIRST_RETRY }
+    }
+
+    fn drive(&mut self) {
+        if self.running.is_some() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        match threads::undisturbed(&self.start) {
+            Ok(running) => {
+                self.running = Some(running);
+                self.delay = FIRST_RETRY;
+            }
+            Err(err) => {
+                log::error!(
+                    "cannot start the {} ({err}), trying again in {} s",
+                    self.name,
+                    self.delay.as_secs()
+                );
+                self.retry_at = Some(Instant::now() + self.delay);
+                self.delay = (self.delay * 2).min(LAST_RETRY);
+            }
+        }
+    }
+}
+
+fn follower(conf: &MainConf, state_dir: PathBuf) -> Service<Follower> {
+    let followed: Vec<_> = conf
+        .indexes()
+        .iter()
+        .map(|index| Followed { id: index.settings.id(), cell: index.cell.clone() })
+        .collect();
+    Service::new("follower", move || Follower::spawn(&state_dir, followed.clone()))
+}
+
+fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
+    let options = BuilderOptions {
+        state_dir,
+        indexes: conf.indexes().iter().map(|index| index.settings.clone()).collect(),
+        threads: conf.threads.unwrap_or_else(half_of_the_cores),
+    };
+    Service::new("builder", move || Builder::spawn(options.clone()))
+}
+
+fn half_of_the_cores() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> T {
+    STATE.with(|state| f(&mut state.borrow_mut()))
+}
+
+/// `init_module`: the configuration `conf` is in force from now on, for processes yet to be made
+/// and, where there is only one process, for this one, if it is running already.
+pub(crate) fn configured(conf: Option<&MainConf>) {
+    threads::remember_affinity();
+    with_state(|state| {
+        if ffi::role() == Role::Single && state.started {
+            // The old threads first: two builders in one process would share a lock.
+            state.running = None;
+            start(state, conf);
+        }
+    });
+}
+
+/// `init_process`: starts what belongs into this process.
+pub(crate) fn process_started(conf: Option<&MainConf>) {
+    with_state(|state| {
+        state.started = true;
+        start(state, conf);
+    });
+}
+
+fn start(state: &mut State, conf: Option<&MainConf>) {
+    let (follow, build) = match ffi::role() {
+        Role::Worker => (true, false),
+        Role::Single => (true, true),
+        Role::Other => return,
+    };
+    let Some((conf, state_dir)) = conf.and_then(|conf| Some((conf, conf.state_dir()?))) else {
+        return;
+    };
+    let mut running = Running {
+        follower: follow.then(|| follower(conf, state_dir.clone())),
+        builder: build.then(|| builder(conf, state_dir)),
+    };
+    running.drive();
+    state.running = Some(running);
+    if state.timer.is_none() {
+        state.timer = Timer::new(crate::module::ngx_http_simplestreams_timer);
+    }
+    match &mut state.timer {
+        Some(timer) => timer.set(TICK),
+        None => log::error!("no memory for a timer, messages will be late"),
+    }
+    error_log::drain();
+}
+
+/// The timer of workers and of the only process.
+pub(crate) fn timer_fired() {
+    with_state(|state| {
+        if ffi::exiting() {
+            // Connections may keep this worker for hours; they need what they send, nothing newer.
+            state.running = None;
+        }
+        if let Some(running) = &mut state.running {
+            running.drive();
+            if let Some(timer) = &mut state.timer {
+                timer.set(TICK);
+            }
+        }
+        error_log::drain();
+    });
+}
+
+/// The helper's turn: nginx calls this in the cache manager process, and nowhere else.
+pub(crate) fn helper_called(conf: &MainConf) {
+    with_state(|state| {
+        if state.running.is_none()
+            && let Some(state_dir) = conf.state_dir()
+        {
+            state.running =
+                Some(Running { follower: None, builder: Some(builder(conf, state_dir)) });
+        }
+        if let Some(running) = &mut state.running {
+            running.drive();
+        }
+        error_log::drain();
+    });
+}
+
+/// `exit_process`: stops and joins every thread, for nginx unmaps this code next.
+pub(crate) fn process_exits() {
+    with_state(|state| {
+        state.running = None;
+        state.timer = None;
+        error_log::drain();
+    });
+}
