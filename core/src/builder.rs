@@ -1,10 +1,21 @@
-//! Keeps the snapshots of several indexes fresh in one state directory.
+//! Keeps the snapshots of several indexes fresh in one state directory, for readers in other
+//! processes.
 
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
-use crate::Settings;
+use crate::index::Running;
+use crate::indexer::{Event, Indexer, Sink};
+use crate::pool::Pool;
+use crate::{Settings, snapshot};
+
+/// How often a builder that waits for another one to go looks whether it did.
+const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// What a [`Builder`] builds, and where.
 #[derive(Clone, Debug)]
@@ -23,7 +34,10 @@ pub struct BuilderOptions {
 /// the state directory, and the next one takes over when it goes. Dropping the builder stops and
 /// joins its threads, within the time of hashing one mebibyte.
 #[derive(Debug)]
-pub struct Builder {}
+pub struct Builder {
+    indexers: Vec<Running>,
+    pool: Arc<Pool>,
+}
 
 impl Builder {
     /// Starts the threads. They inherit the signal mask of the caller.
@@ -33,7 +47,62 @@ impl Builder {
     /// When a thread or descriptor cannot be had. Trouble with a tree or the state directory is no
     /// error here: it is logged, and tried again.
     pub fn spawn(options: BuilderOptions) -> io::Result<Self> {
-        let _ = options;
-        Ok(Self {})
+        let pool = Arc::new(Pool::spawn(options.threads)?);
+        let mut builder = Self { indexers: Vec::new(), pool };
+        for settings in options.indexes {
+            let (sender, events) = channel();
+            let (own, pool) = (sender.clone(), Arc::clone(&builder.pool));
+            let state_dir = options.state_dir.clone();
+            builder.indexers.push(Running::spawn(sender, move || {
+                let Some(_lock) = lock(&state_dir, &settings, &events) else {
+                    return;
+                };
+                let file = Some(snapshot::path(&state_dir, &settings.id()));
+                Indexer::new(settings, pool, own, Sink { file, cell: None }).run(&events);
+            })?);
+        }
+        Ok(builder)
+    }
+}
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        self.indexers.iter().for_each(Running::ask_to_stop);
+        self.pool.stop();
+    }
+}
+
+/// Waits until no other process builds this index; `None` if told to stop first.
+fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Option<File> {
+    let path = state_dir.join(format!("{}.lock", settings.id()));
+    let mut told = false;
+    loop {
+        match try_lock(&path) {
+            Ok(Some(lock)) => return Some(lock),
+            Ok(None) if !told => log::info!(
+                "another process builds the index of \"{}\", taking over when it ends",
+                settings.root.display()
+            ),
+            Err(err) if !told => {
+                log::error!("cannot lock \"{}\" ({err}), trying again", path.display());
+            }
+            _ => {}
+        }
+        told = true;
+        match events.recv_timeout(LOCK_POLL) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+/// Takes the lock; `None` while another process has it. The kernel releases it when its holder
+/// ends, however that ends.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(err)) => Err(err),
     }
 }

@@ -54,6 +54,14 @@ pub enum SnapshotError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file cannot be written.
+    #[error("cannot write snapshot \"{}\" ({source})", path.display())]
+    Write {
+        /// The snapshot file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The content is not what was written.
     #[error("snapshot \"{}\" is damaged: {reason}", path.display())]
     Damaged {
@@ -289,6 +297,42 @@ impl Snapshot {
     }
 }
 
+/// What the next generation has to know of the one before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lineage {
+    generation: u64,
+    /// Entity tag and modification time of each document.
+    documents: BTreeMap<String, (String, i64)>,
+}
+
+impl Lineage {
+    /// Number of the generation before; 0 if there was none.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether `documents` are what the generation before served.
+    pub fn serves(&self, documents: &[Rendered]) -> bool {
+        documents.len() == self.documents.len()
+            && documents.iter().all(|document| {
+                let before = self.documents.get(&document.name);
+                before.is_some_and(|(before, _)| *before == etag(&document.identity))
+            })
+    }
+}
+
+impl From<&Snapshot> for Lineage {
+    fn from(snapshot: &Snapshot) -> Self {
+        let documents = snapshot.head.documents.iter();
+        Self {
+            generation: snapshot.generation(),
+            documents: documents
+                .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
+                .collect(),
+        }
+    }
+}
+
 /// Encodes a generation that follows `previous`.
 ///
 /// A document whose bytes are those of `previous` keeps its modification time; any other gets
@@ -300,7 +344,7 @@ pub fn encode(
     documents: &[Rendered],
     problems: &[Problem],
     counts: Counts,
-    previous: Option<&Snapshot>,
+    previous: &Lineage,
     now: u64,
 ) -> Vec<u8> {
     let mut body = Vec::with_capacity(
@@ -313,20 +357,20 @@ pub fn encode(
     };
     let mut heads = BTreeMap::new();
     for document in documents {
-        let before = previous.and_then(|p| p.head.documents.get(&document.name));
+        let before = previous.documents.get(&document.name);
         let mut variant = |bytes: &[u8]| VariantHead { span: place(bytes), etag: etag(bytes) };
         let (identity, gzip) = (variant(&document.identity), variant(&document.gzip));
         let seconds = i64::try_from(now / 1000).unwrap_or(i64::MAX);
         let last_modified = match before {
-            Some(before) if before.identity.etag == identity.etag => before.last_modified,
-            Some(before) => seconds.max(before.last_modified.saturating_add(1)),
+            Some((etag, modified)) if *etag == identity.etag => *modified,
+            Some((_, modified)) => seconds.max(modified.saturating_add(1)),
             None => seconds,
         };
         heads.insert(document.name.clone(), DocumentHead { last_modified, identity, gzip });
     }
     let problems = place(&to_json(problems));
     let head = to_json(&Head {
-        generation: previous.map_or(0, Snapshot::generation) + 1,
+        generation: previous.generation + 1,
         published: now,
         counts,
         documents: heads,

@@ -1,0 +1,17 @@
+//! Indexes a tree, watches it, and prints what is listed: `cargo run --example watch ROOT`.
+
+use std::time::Duration;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = std::env::args_os().nth(1).ok_or("usage: watch ROOT")?;
+    let index = simplestreams::Index::open(simplestreams::Settings::new(root))?;
+    let mut seen = 0;
+    while let Some(snapshot) = index.wait_newer(seen, Duration::from_secs(3600)) {
+        seen = snapshot.generation();
+        println!("generation {seen}: {:?}", snapshot.counts());
+        let document = snapshot.document("images.json").map(|images| images.identity.bytes);
+        println!("{}", String::from_utf8_lossy(document.unwrap_or(b"(no root)")));
+        snapshot.problems().iter().for_each(|problem| println!("problem: {problem}"));
+    }
+    Ok(())
+}

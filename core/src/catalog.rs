@@ -1,0 +1,213 @@
+//! The catalog: products with their versions, free of everything clients stumble over.
+//!
+//! A pure function of the entries: no clock, no disk, the same entries in any order give the same
+//! catalog.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::entry::Entry;
+use crate::kind::Root;
+use crate::name::ProductName;
+use crate::settings::Aliases;
+use crate::{Digest, Problem, arch};
+
+/// All products of an index, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Products by stream and name.
+    pub products: BTreeMap<ProductName, Product>,
+}
+
+/// A product with at least one version.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Product {
+    /// Aliases, in the order in which they are listed.
+    pub aliases: Vec<String>,
+    /// Versions by name.
+    pub versions: BTreeMap<String, Arc<Entry>>,
+}
+
+impl Catalog {
+    /// Makes the catalog of `entries`, of which no two have the same path.
+    ///
+    /// The problems are those that only show when entries are seen together.
+    pub fn new<'a>(
+        entries: impl IntoIterator<Item = &'a Arc<Entry>>,
+        aliases: Aliases,
+    ) -> (Self, Vec<Problem>) {
+        let mut catalog = Self::default();
+        let mut problems = Vec::new();
+        for entry in entries {
+            problems.extend(entry.problem());
+            let product = catalog.products.entry(entry.product.clone()).or_default();
+            product.versions.insert(entry.version.clone(), Arc::clone(entry));
+        }
+        for (name, product) in &mut catalog.products {
+            product.aliases = default_aliases(name, aliases);
+        }
+        catalog.drop_equal_fingerprints(&mut problems);
+        catalog.report_alias_clashes(&mut problems);
+        (catalog, problems)
+    }
+
+    /// Keeps each fingerprint once: clients refuse an image whose fingerprint is there twice, even
+    /// when asked for it by alias (`CLIENTS.md`, "Roots and fingerprints").
+    ///
+    /// What is kept is the image that is its product's newest, then the newest version, then the
+    /// first product. Where a product loses its newest image to another product's, its aliases go
+    /// along, provided that architecture and type agree.
+    fn drop_equal_fingerprints(&mut self, problems: &mut Vec<Problem>) {
+        let mut by_fingerprint: HashMap<Digest, BTreeSet<Candidate>> = HashMap::new();
+        for (name, product) in &self.products {
+            let newest = product.versions.last_key_value().map(|(version, _)| version);
+            for (version, entry) in &product.versions {
+                for root in entry.roots() {
+                    let candidate = Candidate {
+                        older: newest != Some(version),
+                        version: std::cmp::Reverse(version.clone()),
+                        product: name.clone(),
+                        root,
+                    };
+                    for fingerprint in entry.fingerprints(root) {
+                        by_fingerprint.entry(fingerprint).or_default().insert(candidate.clone());
+                    }
+                }
+            }
+        }
+        let losers: BTreeMap<Candidate, Candidate> = by_fingerprint
+            .into_values()
+            .flat_map(|same| {
+                let mut same = same.into_iter();
+                let winner = same.next();
+                same.filter_map(move |loser| Some((loser, winner.clone()?)))
+            })
+            .collect();
+        for (loser, winner) in losers {
+            self.drop_loser(&loser, &winner, problems);
+        }
+    }
+
+    fn drop_loser(&mut self, loser: &Candidate, winner: &Candidate, problems: &mut Vec<Problem>) {
+        let Some(winner_path) = self.entry(winner).map(|entry| entry.path.clone()) else {
+            return; // Lost to a third one in its turn, which then is this one's winner too.
+        };
+        let Some(product) = self.products.get_mut(&loser.product) else {
+            return;
+        };
+        let Some(entry) = product.versions.remove(&loser.version.0) else {
+            return;
+        };
+        let rest = entry.without(loser.root);
+        let gone = rest.is_none();
+        if let Some(rest) = rest {
+            product.versions.insert(loser.version.0.clone(), Arc::new(rest));
+        }
+        let mut remedy = "remove one of the two";
+        if loser.product != winner.product && !loser.older {
+            let aliases =
+                if gone { std::mem::take(&mut product.aliases) } else { product.aliases.clone() };
+            let same_arch =
+                arch::canonical(loser.product.arch()) == arch::canonical(winner.product.arch());
+            if same_arch && loser.root.is_vm() == winner.root.is_vm() {
+                remedy = "remove one of the two; until then its aliases lead to the other";
+                if let Some(winner) = self.products.get_mut(&winner.product) {
+                    for alias in aliases {
+                        if !winner.aliases.contains(&alias) {
+                            winner.aliases.push(alias);
+                        }
+                    }
+                }
+            }
+        }
+        if self.products.get(&loser.product).is_some_and(|product| product.versions.is_empty()) {
+            self.products.remove(&loser.product);
+        }
+        problems.push(Problem::new(
+            Path::new(&entry.path),
+            format!(
+                "its {} image has the fingerprint of \"{winner_path}\"; clients refuse an image \
+                 that is there twice",
+                loser.root.ftype()
+            ),
+            remedy,
+        ));
+    }
+
+    fn entry(&self, candidate: &Candidate) -> Option<&Arc<Entry>> {
+        let entry = self.products.get(&candidate.product)?.versions.get(&candidate.version.0)?;
+        entry.roots().any(|root| root == candidate.root).then_some(entry)
+    }
+
+    /// Reports aliases that two products of one architecture and type claim. Clients give such an
+    /// alias to the lowest os, release and variant (`shared/simplestreams/sort.go`).
+    fn report_alias_clashes(&self, problems: &mut Vec<Problem>) {
+        let mut owners: HashMap<(&str, Option<&str>, bool), &ProductName> = HashMap::new();
+        let mut sorted: Vec<_> = self.products.iter().collect();
+        sorted.sort_by_cached_key(|(name, _)| {
+            (name.os().to_owned(), name.release().to_owned(), name.variant(), (*name).clone())
+        });
+        for (name, product) in sorted {
+            let types: BTreeSet<bool> = product
+                .versions
+                .values()
+                .flat_map(|entry| entry.roots().map(Root::is_vm))
+                .collect();
+            let mut clashes = BTreeSet::new();
+            for alias in &product.aliases {
+                for &vm in &types {
+                    let key = (alias.as_str(), arch::canonical(name.arch()), vm);
+                    let owner = owners.entry(key).or_insert(name);
+                    if *owner != name {
+                        clashes.insert((alias, *owner));
+                    }
+                }
+            }
+            let path = format!("{}/{}", name.stream(), name.join("/"));
+            problems.extend(clashes.into_iter().map(|(alias, owner)| {
+                Problem::new(
+                    Path::new(&path),
+                    format!(
+                        "the alias \"{alias}\" is also that of product \"{owner}\" in stream \
+                         \"{}\", to which clients give it",
+                        owner.stream()
+                    ),
+                    "rename one of the products, or take the alias from one of them",
+                )
+            }));
+        }
+    }
+}
+
+/// An image in the contest for its fingerprint; the least one wins.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    older: bool,
+    version: std::cmp::Reverse<String>,
+    product: ProductName,
+    root: Root,
+}
+
+/// The aliases that a product gets without anybody asking.
+fn default_aliases(product: &ProductName, forms: Aliases) -> Vec<String> {
+    let mut aliases = Vec::new();
+    let variant = product.variant();
+    if forms.short {
+        let short = format!("{}/{}", product.os(), product.release());
+        if variant.is_empty() {
+            aliases.push(short);
+        } else if variant == "default" {
+            aliases.extend([format!("{short}/default"), short]);
+        } else {
+            aliases.push(format!("{short}/{variant}"));
+        }
+    }
+    if forms.path {
+        aliases.push(product.join("/"));
+    }
+    if forms.name {
+        aliases.push(product.join(":"));
+    }
+    aliases
+}

@@ -1,0 +1,177 @@
+//! Hashes the files of a version: each file alone, and each root behind each metadata, all from one
+//! read.
+//!
+//! sha256(metadata ‖ root) needs no second read of anything: the state after the metadata's last
+//! byte is both what its own hash is made of and where the root continues.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::HashCache;
+use crate::entry::{Hashes, Plan};
+use crate::scan::{FoundFile, unreadable};
+use crate::tree::{Stamp, Tree, join};
+use crate::{Digest, Problem, whole};
+
+/// Bytes between two looks at the stop flag: a helper must be gone within a second of being told.
+const CHUNK: usize = 1 << 20;
+
+/// How hashing a version ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Every hash is known, and the files are still those that were hashed.
+    Hashed(Hashes),
+    /// A file changed before or while it was read; the result was thrown away.
+    Changed,
+    /// A file is not whole, or cannot be read.
+    Broken(Problem),
+    /// Told to stop.
+    Stopped,
+}
+
+/// Everything hashing needs besides the files.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Where hashes are looked up and remembered.
+    pub cache: &'a HashCache,
+    /// Set when hashing has to end.
+    pub stop: &'a AtomicBool,
+}
+
+enum Failure {
+    Changed,
+    Broken(Problem),
+    Stopped,
+}
+
+/// The hashes of the version at `path` if the cache knows them all.
+pub fn cached(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+    let mut hashes = Hashes::default();
+    for file in plan.files() {
+        hashes.files.insert(file.name.clone(), cache.file(&file.stamp)?);
+    }
+    for (&client, metadata) in &plan.metadata {
+        let digest = *hashes.files.get(&metadata.name)?;
+        for (&root, file) in &plan.roots {
+            hashes.pairs.insert((client, root), cache.pair(digest, &file.stamp)?);
+        }
+    }
+    Some(hashes)
+}
+
+/// Hashes the version at `path`, reading only what the cache does not know.
+pub fn hash(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Outcome {
+    if let Some(hashes) = cached(plan, context.cache) {
+        return Outcome::Hashed(hashes);
+    }
+    let mut buffer = vec![0; CHUNK];
+    match read_all(tree, path, plan, context, &mut buffer) {
+        Ok(hashes) => Outcome::Hashed(hashes),
+        Err(Failure::Changed) => Outcome::Changed,
+        Err(Failure::Broken(problem)) => Outcome::Broken(problem),
+        Err(Failure::Stopped) => Outcome::Stopped,
+    }
+}
+
+fn read_all(
+    tree: &Tree,
+    path: &str,
+    plan: &Plan,
+    context: Context<'_>,
+    buffer: &mut [u8],
+) -> Result<Hashes, Failure> {
+    let mut hashes = Hashes::default();
+    let mut states = BTreeMap::new();
+    for (&client, file) in &plan.metadata {
+        let mut state = [Sha256::new()];
+        read(tree, path, file, &mut state, context, buffer)?;
+        let [state] = state;
+        let digest = digest(state.clone());
+        context.cache.put_file(file.stamp, digest);
+        hashes.files.insert(file.name.clone(), digest);
+        states.insert(client, (digest, state));
+    }
+    for (&root, file) in &plan.roots {
+        // Equal metadata, the usual case where both files are there, needs one lane.
+        let mut lanes = vec![Sha256::new()];
+        let mut lane_of = BTreeMap::new();
+        for (metadata, state) in states.values() {
+            lane_of.entry(*metadata).or_insert_with(|| {
+                lanes.push(state.clone());
+                lanes.len() - 1
+            });
+        }
+        read(tree, path, file, &mut lanes, context, buffer)?;
+        let digests: Vec<Digest> = lanes.into_iter().map(digest).collect();
+        context.cache.put_file(file.stamp, digests[0]);
+        hashes.files.insert(file.name.clone(), digests[0]);
+        for (&client, (metadata, _)) in &states {
+            let combined = digests[lane_of[metadata]];
+            context.cache.put_pair(*metadata, file.stamp, combined);
+            hashes.pairs.insert((client, root), combined);
+        }
+    }
+    Ok(hashes)
+}
+
+/// Feeds the file to every lane, and makes sure that it is whole and was not touched meanwhile.
+fn read(
+    tree: &Tree,
+    directory: &str,
+    found: &FoundFile,
+    lanes: &mut [Sha256],
+    context: Context<'_>,
+    buffer: &mut [u8],
+) -> Result<(), Failure> {
+    let path = join(directory, &found.name);
+    let failed = |err: io::Error| match err.kind() {
+        io::ErrorKind::NotFound => Failure::Changed,
+        _ => Failure::Broken(unreadable(&path, &err)),
+    };
+    let file = tree.open(&path, &found.stamp).map_err(failed)?.ok_or(Failure::Changed)?;
+    if let Err(whole::CutShort(reason)) = whole::check(&file, found.stamp.size).map_err(failed)? {
+        return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
+    }
+    let length = feed(&file, lanes, context, buffer).map_err(failed)?.ok_or(Failure::Stopped)?;
+    // The name must still lead to this file, and the file must still be what it was: the check of
+    // the handle alone would miss a rename over it, that of the name alone a write after it.
+    let same = |meta: io::Result<std::fs::Metadata>| {
+        meta.is_ok_and(|meta| Stamp::of(&meta) == found.stamp)
+    };
+    let unchanged = same(file.metadata()) && same(std::fs::metadata(tree.absolute(&path)));
+    if length == found.stamp.size && unchanged { Ok(()) } else { Err(Failure::Changed) }
+}
+
+/// Reads to the end; `None` if told to stop.
+fn feed(
+    mut file: &File,
+    lanes: &mut [Sha256],
+    context: Context<'_>,
+    buffer: &mut [u8],
+) -> io::Result<Option<u64>> {
+    let mut length = 0;
+    loop {
+        if context.stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let read = match file.read(buffer) {
+            Ok(0) => return Ok(Some(length)),
+            Ok(read) => read,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+            Err(err) => return Err(err),
+        };
+        for lane in lanes.iter_mut() {
+            lane.update(&buffer[..read]);
+        }
+        length += read as u64;
+    }
+}
+
+fn digest(state: Sha256) -> Digest {
+    Digest::from_bytes(state.finalize().into())
+}

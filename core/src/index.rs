@@ -1,0 +1,121 @@
+//! An index in one's own process: the front door for programs that embed this library.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::follow::SnapshotCell;
+use crate::indexer::{Event, Indexer, Signal, Sink};
+use crate::pool::Pool;
+use crate::{Settings, Snapshot};
+
+/// A live index, kept in memory. Dropping it stops and joins its threads, within the time of
+/// hashing one mebibyte.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// let index = simplestreams::Index::open(simplestreams::Settings::new("/var/www/simplestreams"))?;
+/// let mut seen = 0;
+/// while let Some(snapshot) = index.wait_newer(seen, Duration::from_secs(3600)) {
+///     seen = snapshot.generation();
+///     let images = snapshot.document("images.json").expect("the root exists");
+///     println!("generation {seen}: {} bytes", images.identity.bytes.len());
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Index {
+    cell: Arc<(SnapshotCell, Signal)>,
+    pool: Arc<Pool>,
+    indexer: Running,
+}
+
+impl Index {
+    /// Starts indexing and watching with half of the processors, at least one, for hashing.
+    ///
+    /// # Errors
+    ///
+    /// When a thread cannot be had. A root that is missing is no error but a
+    /// [problem](Snapshot::problems).
+    pub fn open(settings: Settings) -> io::Result<Self> {
+        Self::with_threads(settings, default_threads())
+    }
+
+    /// As [`open`](Self::open), with a number of hashing threads.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
+    pub fn with_threads(settings: Settings, threads: NonZeroUsize) -> io::Result<Self> {
+        let cell = Arc::<(SnapshotCell, Signal)>::default();
+        let pool = Arc::new(Pool::spawn(threads)?);
+        let sink = Sink { file: None, cell: Some(Arc::clone(&cell)) };
+        let (sender, events) = channel();
+        let (own, hashing) = (sender.clone(), Arc::clone(&pool));
+        let indexer = Running::spawn(sender, move || {
+            Indexer::new(settings, hashing, own, sink).run(&events);
+        })?;
+        Ok(Self { cell, pool, indexer })
+    }
+
+    /// The current generation; `None` before the first.
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.cell.0.load_full()
+    }
+
+    /// Waits for a generation with a number above `generation` (0 for any); `None` if there is
+    /// none within `timeout`.
+    pub fn wait_newer(&self, generation: u64, timeout: Duration) -> Option<Arc<Snapshot>> {
+        self.cell.1.wait(Instant::now() + timeout, || {
+            self.snapshot().filter(|snapshot| snapshot.generation() > generation)
+        })
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        self.indexer.ask_to_stop();
+        self.pool.stop();
+    }
+}
+
+/// Half of the processors, at least one: hashing must leave room for serving.
+pub fn default_threads() -> NonZeroUsize {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(processors / 2).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// The thread of an indexer. Dropping it stops and joins the thread.
+#[derive(Debug)]
+pub(crate) struct Running {
+    events: Sender<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    pub(crate) fn spawn(
+        events: Sender<Event>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let thread = thread::Builder::new().name("ss-index".into()).spawn(run)?;
+        Ok(Self { events, thread: Some(thread) })
+    }
+
+    pub(crate) fn ask_to_stop(&self) {
+        // Fails only if the thread is gone already.
+        drop(self.events.send(Event::Stop));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.ask_to_stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! The one owner of an index's mutable state: what is on disk, how far each version has come, and
+//! what was published last.
+//!
+//! It runs on one thread and is moved by [`Event`]s only. None of them carries a fact about the
+//! tree but that one should look again, and where.
+
+mod anchors;
+mod publish;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::entry::{Entry, Hashes, Plan};
+use crate::hash::{self, Outcome};
+use crate::kind::Kind;
+use crate::pool::{Job, Pool, Priority};
+use crate::quiet::Writers;
+use crate::scan::{self, FoundVersion};
+use crate::tree::{self, Tree, is_below, join};
+use crate::version::{Look, Verdict, Version};
+use crate::watch::{RawEvent, Touch, Watcher, What};
+use crate::{Problem, Settings};
+
+use anchors::Anchors;
+use publish::Publisher;
+pub(crate) use publish::{Signal, Sink};
+
+/// How long after a result is void because a file changed without an event a new look is taken, at
+/// least.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Events taken in before the next look at deadlines and publishing: a flood of them must not keep
+/// a finished version from being published.
+const BATCH: usize = 256;
+
+/// What moves an indexer.
+pub(crate) enum Event {
+    /// The watcher saw something.
+    Files(Vec<RawEvent>),
+    /// A version was hashed.
+    Hashed {
+        /// The version's directory.
+        path: String,
+        /// Which of its hashings.
+        ticket: u64,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Time to go.
+    Stop,
+}
+
+/// See the module.
+pub(crate) struct Indexer {
+    settings: Settings,
+    tree: Tree,
+    pool: Arc<Pool>,
+    sender: Sender<Event>,
+    watcher: Option<Watcher>,
+    writers: Writers,
+    anchors: Anchors,
+    versions: BTreeMap<String, Version>,
+    /// Problems of directories, each with the directory whose walk finds it.
+    problems: Vec<(String, Problem)>,
+    /// Paths at which something happened.
+    dirty: BTreeSet<String>,
+    deadlines: BTreeSet<(Instant, String)>,
+    /// Versions being hashed.
+    hashing: usize,
+    tickets: u64,
+    next_rescan: Option<Instant>,
+    publisher: Publisher,
+}
+
+impl Indexer {
+    /// An indexer that has not looked yet. `sender` is the other end of what [`run`](Self::run)
+    /// receives.
+    pub(crate) fn new(
+        settings: Settings,
+        pool: Arc<Pool>,
+        sender: Sender<Event>,
+        sink: Sink,
+    ) -> Self {
+        let tree = Tree::new(&settings.root);
+        let anchors = Anchors::new(&settings.streams);
+        let publisher = Publisher::new(&settings, sink);
+        Self {
+            tree,
+            pool,
+            sender,
+            watcher: None,
+            writers: Writers::default(),
+            anchors,
+            versions: BTreeMap::new(),
+            problems: Vec::new(),
+            dirty: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            hashing: 0,
+            tickets: 0,
+            next_rescan: None,
+            publisher,
+            settings,
+        }
+    }
+
+    /// Works until told to stop.
+    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        self.start_watcher();
+        self.anchors.check(&self.tree);
+        self.look_at_everything(false);
+        self.publisher.started(self.hashing);
+        loop {
+            let now = Instant::now();
+            self.publish(now);
+            match events.recv_timeout(self.wait(now)) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            for event in events.try_iter().take(BATCH) {
+                if matches!(event, Event::Stop) {
+                    return;
+                }
+                self.handle(event);
+            }
+            self.look_where_needed();
+        }
+    }
+
+    fn start_watcher(&mut self) {
+        let sender = self.sender.clone();
+        let sink = move |events| {
+            // Fails only when the indexer is gone, which stops this thread too.
+            drop(sender.send(Event::Files(events)));
+        };
+        match Watcher::spawn(sink) {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(err) => log::error!(
+                "cannot watch \"{}\" ({err}), relying on rescans alone; raise \
+                 fs.inotify.max_user_instances",
+                self.settings.root.display()
+            ),
+        }
+    }
+
+    /// How long there is nothing to do.
+    fn wait(&self, now: Instant) -> Duration {
+        let deadline = self.deadlines.first().map(|(when, _)| *when);
+        let publish = self.publisher.next(self.hashing, now);
+        let times = [deadline, publish, self.next_rescan, Some(self.anchors.next())];
+        let next = times.into_iter().flatten().min().unwrap_or(now);
+        next.saturating_duration_since(now)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Files(events) => events.iter().for_each(|event| self.seen(event)),
+            Event::Hashed { path, ticket, outcome } => self.hashed(&path, ticket, outcome),
+            Event::Stop => {}
+        }
+    }
+
+    fn seen(&mut self, event: &RawEvent) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        for touch in watcher.translate(event) {
+            match touch {
+                Touch::Entry { directory, name, what } => self.touched(&directory, &name, what),
+                Touch::Gone { directory } => {
+                    self.anchors.doubt();
+                    self.dirty.insert(directory);
+                }
+                Touch::Overflow => {
+                    log::warn!(
+                        "events of \"{}\" were lost (fs.inotify.max_queued_events), looking at \
+                         everything",
+                        self.settings.root.display()
+                    );
+                    self.writers = Writers::default();
+                    self.next_rescan = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn touched(&mut self, directory: &str, name: &[u8], what: What) {
+        if name.starts_with(b".") {
+            return;
+        }
+        let Ok(name) = str::from_utf8(name) else {
+            if !directory.is_empty() {
+                self.dirty.insert(directory.to_owned());
+            }
+            return;
+        };
+        let path = join(directory, name);
+        self.writers.saw(&path, what, Instant::now(), SystemTime::now());
+        if self.versions.contains_key(directory) {
+            if Kind::of(name) == Kind::Other {
+                return;
+            }
+            if what == What::Written
+                && let Some(Some(stamp)) = self.update(directory, |version| version.written(name))
+            {
+                self.pool.cache().forget(&stamp);
+            }
+            self.dirty.insert(directory.to_owned());
+        } else if !directory.is_empty() || self.settings.streams.iter().any(|s| s == name) {
+            self.dirty.insert(path);
+        }
+    }
+
+    /// Looks where something happened or a time has come.
+    fn look_where_needed(&mut self) {
+        let now = Instant::now();
+        if self.anchors.due(now) && self.anchors.check(&self.tree) {
+            log::warn!("\"{}\" is another directory now", self.settings.root.display());
+            self.next_rescan = Some(now);
+        }
+        if self.next_rescan.is_some_and(|when| when <= now) {
+            self.dirty.clear();
+            self.look_at_everything(true);
+        }
+        while self.deadlines.first().is_some_and(|(when, _)| *when <= now) {
+            self.dirty.extend(self.deadlines.pop_first().map(|(_, path)| path));
+        }
+        for path in std::mem::take(&mut self.dirty) {
+            self.look_at(&path);
+        }
+        self.writers.expire(now, self.settings.settle);
+    }
+
+    /// Looks at one path, whatever it is by now.
+    fn look_at(&mut self, path: &str) {
+        if let Some(version) = self.versions.get(path) {
+            let found = version.found.clone();
+            return self.look_at_version(found, false);
+        }
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        match self.tree.entry(path) {
+            Ok(tree::Entry::Directory { link: None }) => self.walk(path, false),
+            Ok(tree::Entry::File { .. }) if Kind::of(name) == Kind::Other => {}
+            Err(_) if parent.is_empty() => self.walk(path, false),
+            Err(_) => {
+                // Gone; and the directory may be without the file that was wrong in it.
+                self.walk(path, false);
+                if Kind::of(name) != Kind::Other {
+                    self.walk(parent, false);
+                }
+            }
+            Ok(_) => self.walk(if parent.is_empty() { path } else { parent }, false),
+        }
+    }
+
+    /// Walks the whole tree; with `retry`, what was broken is tried again.
+    fn look_at_everything(&mut self, retry: bool) {
+        if let Some(watcher) = &mut self.watcher {
+            watcher.add(&self.tree, "");
+        }
+        for stream in self.settings.streams.clone() {
+            self.walk(&stream, retry);
+        }
+        let rescan = self.settings.rescan;
+        self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
+        if let Some(err) = self.watcher.as_mut().and_then(Watcher::take_refusal) {
+            log::error!(
+                "cannot watch all directories of \"{}\" ({err}), the rest is seen by rescans \
+                 alone; raise fs.inotify.max_user_watches",
+                self.settings.root.display()
+            );
+        }
+    }
+
+    /// Walks the tree from `path` and settles what is there and what is gone.
+    fn walk(&mut self, path: &str, retry: bool) {
+        let Self { tree, watcher, .. } = self;
+        let walk = scan::walk(tree, path, &mut |directory| {
+            if let Some(watcher) = watcher {
+                watcher.add(tree, directory);
+            }
+        });
+        self.problems.retain(|(directory, problem)| {
+            !is_below(directory, path)
+                && !problem.path.to_str().is_some_and(|about| is_below(about, path))
+        });
+        self.problems.extend(walk.problems);
+        let found: BTreeSet<&str> = walk.versions.iter().map(|v| v.path.as_str()).collect();
+        let gone: Vec<String> = self
+            .versions
+            .range(path.to_owned()..)
+            .map(|(known, _)| known)
+            .take_while(|known| known.starts_with(path))
+            .filter(|known| is_below(known, path) && !found.contains(known.as_str()))
+            .cloned()
+            .collect();
+        for version in &gone {
+            self.remove(version);
+        }
+        if !self.tree.absolute(path).is_dir() {
+            if let Some(watcher) = &mut self.watcher {
+                watcher.remove_below(path);
+            }
+            self.writers.forget_below(path);
+        }
+        for version in walk.versions {
+            self.look_at_version(version, retry);
+        }
+        self.publisher.touch();
+    }
+
+    fn look_at_version(&mut self, found: FoundVersion, retry: bool) {
+        let path = found.path.clone();
+        self.versions.entry(path.clone()).or_insert_with(|| Version::new(found));
+        let (tree, writers) = (self.tree.clone(), std::mem::take(&mut self.writers));
+        let look = Look {
+            tree: &tree,
+            writers: &writers,
+            now: (Instant::now(), SystemTime::now()),
+            settle: self.settings.settle,
+            retry,
+        };
+        let verdict = self.update(&path, |version| version.look(look)).unwrap_or_default();
+        self.writers = writers;
+        self.carry_out(&path, verdict);
+    }
+
+    /// Changes a version, and keeps count of those that are being hashed.
+    fn update<T>(&mut self, path: &str, change: impl FnOnce(&mut Version) -> T) -> Option<T> {
+        let version = self.versions.get_mut(path)?;
+        let before = version.is_hashing();
+        let value = change(version);
+        match (before, version.is_hashing()) {
+            (false, true) => self.hashing += 1,
+            (true, false) => self.hashing -= 1,
+            _ => {}
+        }
+        Some(value)
+    }
+
+    fn carry_out(&mut self, path: &str, verdict: Verdict) {
+        self.publisher.touch();
+        if verdict.gone {
+            return self.remove(path);
+        }
+        if verdict.unlisted {
+            self.publisher.hurry();
+        }
+        if let Some(when) = verdict.again {
+            self.deadlines.insert((when, path.to_owned()));
+        }
+        if let Some(plan) = verdict.hash {
+            self.hash(path, plan);
+        }
+    }
+
+    fn remove(&mut self, path: &str) {
+        let stream = path.split('/').next().unwrap_or(path);
+        if self.anchors.is_frozen(stream) {
+            return;
+        }
+        if let Some(version) = self.versions.remove(path) {
+            if version.is_hashing() {
+                self.hashing -= 1;
+            }
+            if version.entry().is_some() {
+                self.publisher.hurry();
+            }
+            self.publisher.touch();
+        }
+        self.writers.forget_below(path);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.remove_below(path);
+        }
+    }
+
+    fn hash(&mut self, path: &str, plan: Plan) {
+        if let Some(hashes) = hash::cached(&plan, self.pool.cache()) {
+            return self.list(path, plan, &hashes);
+        }
+        let Some((_, name)) = path.rsplit_once('/') else {
+            return;
+        };
+        let priority =
+            Priority { older: !self.is_newest(path), version: std::cmp::Reverse(name.to_owned()) };
+        self.tickets += 1;
+        let ticket = self.tickets;
+        self.update(path, |version| version.hashing(ticket, plan.clone()));
+        let (sender, of) = (self.sender.clone(), path.to_owned());
+        self.pool.submit(
+            priority,
+            Job {
+                tree: self.tree.clone(),
+                path: path.to_owned(),
+                plan,
+                done: Box::new(move |outcome| {
+                    // Fails only when the indexer is gone, and with it everyone who wants to know.
+                    drop(sender.send(Event::Hashed { path: of, ticket, outcome }));
+                }),
+            },
+        );
+    }
+
+    /// Whether the version at `path` is the newest of its product that is known so far.
+    fn is_newest(&self, path: &str) -> bool {
+        let Some((product, name)) = path.rsplit_once('/') else {
+            return true;
+        };
+        // Siblings sort behind it; a deeper path, of a longer product, has one more slash.
+        !self
+            .versions
+            .range(path.to_owned()..)
+            .skip(1)
+            .map_while(|(other, _)| other.strip_prefix(product)?.strip_prefix('/'))
+            .any(|other| !other.contains('/') && other > name)
+    }
+
+    fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
+        let Some(Some(plan)) = self.update(path, |version| version.hashed(ticket)) else {
+            return;
+        };
+        self.publisher.touch();
+        match outcome {
+            Outcome::Hashed(hashes) => self.list(path, plan, &hashes),
+            Outcome::Broken(problem) => {
+                if self.update(path, |version| version.broken(plan, problem)) == Some(true) {
+                    self.publisher.hurry();
+                }
+            }
+            Outcome::Changed => {
+                self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
+            }
+            Outcome::Stopped => {}
+        }
+    }
+
+    fn list(&mut self, path: &str, plan: Plan, hashes: &Hashes) {
+        if let Some(version) = self.versions.get_mut(path)
+            && let Some(entry) = Entry::new(&version.found, &plan, hashes)
+        {
+            version.list(plan, Arc::new(entry));
+            self.publisher.touch();
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        if !self.publisher.due(self.hashing, now) {
+            return;
+        }
+        let mut problems: Vec<Problem> =
+            self.problems.iter().map(|(_, problem)| problem.clone()).collect();
+        problems.extend(self.versions.values().flat_map(Version::problems).cloned());
+        problems.extend(self.anchors.problems(&self.tree, |stream| {
+            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
+        }));
+        let newest_pending = || {
+            let mut newest: HashMap<&crate::name::ProductName, &Version> = HashMap::new();
+            for version in self.versions.values() {
+                newest.insert(&version.found.product, version);
+            }
+            newest.values().any(|version| version.is_hashing())
+        };
+        if self.publisher.holds(self.hashing, newest_pending, now) {
+            return;
+        }
+        let entries = self.versions.values().filter_map(Version::entry);
+        self.publisher.publish(entries, problems, self.anchors.root_missing());
+    }
+}

@@ -1,0 +1,293 @@
+//! When a generation is published, and how.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::catalog::Catalog;
+use crate::entry::Entry;
+use crate::follow::SnapshotCell;
+use crate::settings::Aliases;
+use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
+use crate::{Problem, Settings, render};
+
+/// While versions are being hashed, a generation is published at most this often, and not more
+/// often than publishing itself takes times ten.
+const INTERVAL: Duration = Duration::from_secs(1);
+const COST_FACTOR: u32 = 10;
+
+/// How long the first generation waits for the newest version of every product.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// How long to wait after a generation could not be written.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Most problems that a generation carries, and that are logged for it.
+const MAX_PROBLEMS: usize = 10_000;
+const MAX_LOGGED: usize = 50;
+
+/// Where generations go.
+#[derive(Debug, Default)]
+pub(crate) struct Sink {
+    /// Snapshot file, for other processes and the next start.
+    pub(crate) file: Option<PathBuf>,
+    /// For readers in this process.
+    pub(crate) cell: Option<Arc<(SnapshotCell, Signal)>>,
+}
+
+/// Wakes those who wait for a generation.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Signal {
+    fn notify(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done` gives something, or until `deadline`.
+    pub(crate) fn wait<T>(&self, deadline: Instant, done: impl Fn() -> Option<T>) -> Option<T> {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(value) = done() {
+                return Some(value);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            guard = self
+                .changed
+                .wait_timeout(guard, left)
+                .map_or_else(|err| err.into_inner().0, |(guard, _)| guard);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Publisher {
+    root: PathBuf,
+    streams: Vec<String>,
+    aliases: Aliases,
+    sink: Sink,
+    lineage: Lineage,
+    /// What the last generation listed as problems.
+    problems: Vec<Problem>,
+    /// Problems that are in the log already.
+    logged: BTreeSet<Problem>,
+    /// Something may have changed since the last generation.
+    dirty: bool,
+    /// A version was unlisted, which does not wait for hashing.
+    urgent: bool,
+    /// An earlier process published, and this one has not hashed everything yet: what it published
+    /// stays until then.
+    inherited: bool,
+    /// The list was not empty when this process started, and was found empty: probably not mounted
+    /// yet.
+    awaiting: Option<Instant>,
+    last: Instant,
+    cost: Duration,
+    retry: Option<Instant>,
+}
+
+impl Publisher {
+    pub(super) fn new(settings: &Settings, sink: Sink) -> Self {
+        let mut publisher = Self {
+            root: settings.root.clone(),
+            streams: settings.streams.clone(),
+            aliases: settings.aliases,
+            sink,
+            lineage: Lineage::default(),
+            problems: Vec::new(),
+            logged: BTreeSet::new(),
+            dirty: true,
+            urgent: false,
+            inherited: false,
+            awaiting: None,
+            last: Instant::now(),
+            cost: Duration::ZERO,
+            retry: None,
+        };
+        publisher.inherit();
+        publisher
+    }
+
+    fn inherit(&mut self) {
+        let Some(file) = &self.sink.file else {
+            return;
+        };
+        match Snapshot::open(file) {
+            Ok(snapshot) => {
+                self.lineage = Lineage::from(&snapshot);
+                self.problems = snapshot.problems();
+                self.inherited = true;
+                if snapshot.counts().versions > 0 {
+                    self.awaiting = Some(Instant::now() + super::anchors::GRACE);
+                }
+            }
+            Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => log::warn!("{err}; making a new one"),
+        }
+    }
+
+    /// The first look at the tree is over, and `hashing` versions have to be hashed.
+    pub(super) fn started(&mut self, hashing: usize) {
+        self.inherited &= hashing > 0;
+        self.last = Instant::now();
+    }
+
+    /// Something may have changed.
+    pub(super) fn touch(&mut self) {
+        self.dirty = true;
+    }
+
+    /// A version was unlisted.
+    pub(super) fn hurry(&mut self) {
+        self.dirty = true;
+        self.urgent = true;
+    }
+
+    /// Whether to publish now, while `hashing` versions are being hashed.
+    pub(super) fn due(&mut self, hashing: usize, now: Instant) -> bool {
+        self.inherited &= hashing > 0;
+        self.next(hashing, now).is_some_and(|when| when <= now)
+    }
+
+    /// When to publish next.
+    pub(super) fn next(&self, hashing: usize, now: Instant) -> Option<Instant> {
+        if !self.dirty || (self.inherited && hashing > 0) {
+            return None;
+        }
+        let when = if hashing == 0 || self.urgent {
+            now
+        } else if self.lineage.generation() == 0 {
+            // See `holds`: worth a look whenever something was hashed.
+            now
+        } else {
+            self.last + INTERVAL.max(self.cost * COST_FACTOR)
+        };
+        Some(self.retry.map_or(when, |retry| when.max(retry)))
+    }
+
+    /// Whether the very first generation waits, a moment, for the newest versions.
+    pub(super) fn holds(
+        &mut self,
+        hashing: usize,
+        newest_pending: impl FnOnce() -> bool,
+        now: Instant,
+    ) -> bool {
+        let first = self.lineage.generation() == 0 && hashing > 0;
+        let holds = first && now < self.last + FIRST && newest_pending();
+        if holds {
+            // The next result, or the end of the wait, makes it dirty again.
+            self.dirty = false;
+        }
+        holds
+    }
+
+    /// Publishes what `entries` make, unless it is what was published last.
+    pub(super) fn publish<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Arc<Entry>>,
+        mut problems: Vec<Problem>,
+        root_missing: bool,
+    ) {
+        let start = Instant::now();
+        self.retry = None;
+        let (catalog, more) = Catalog::new(entries, self.aliases);
+        if catalog.products.is_empty() && self.awaiting.is_some_and(|until| start < until) {
+            if self.dirty {
+                log::error!(
+                    "\"{}\" is empty, but was not when it was last indexed; keeping that index \
+                     for up to {} minutes",
+                    self.root.display(),
+                    super::anchors::GRACE.as_secs() / 60
+                );
+            }
+            self.dirty = false;
+            return;
+        }
+        self.awaiting = None;
+        problems.extend(more);
+        tidy(&mut problems);
+        // Without a root there is nothing to say: no document, which a server answers as
+        // "not available", rather than an empty list, which clients would believe for an hour.
+        let nothing = root_missing && self.lineage.generation() == 0;
+        let documents = if nothing { Vec::new() } else { render::render(&catalog, &self.streams) };
+        if self.lineage.generation() > 0
+            && self.lineage.serves(&documents)
+            && problems == self.problems
+        {
+            self.dirty = false;
+            self.urgent = false;
+            return;
+        }
+        let counts = render::count(&catalog);
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
+        let bytes = snapshot::encode(&documents, &problems, counts, &self.lineage, clock);
+        if let Err(err) = self.store(bytes) {
+            log::error!("{err}; the generation before stays in service");
+            self.retry = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.dirty = false;
+        self.urgent = false;
+        self.last = Instant::now();
+        self.cost = start.elapsed();
+        log::info!(
+            "generation {} of \"{}\": {} products, {} versions, {} problems",
+            self.lineage.generation(),
+            self.root.display(),
+            counts.products,
+            counts.versions,
+            problems.len()
+        );
+        self.log(&problems);
+        self.problems = problems;
+    }
+
+    fn store(&mut self, bytes: Vec<u8>) -> Result<(), SnapshotError> {
+        if let Some(file) = &self.sink.file {
+            let failed = |source| SnapshotError::Write { path: file.clone(), source };
+            snapshot::write_file(file, &bytes).map_err(failed)?;
+        }
+        let snapshot = Snapshot::from_bytes(bytes)?;
+        self.lineage = Lineage::from(&snapshot);
+        if let Some(cell) = &self.sink.cell {
+            cell.0.store(Some(Arc::new(snapshot)));
+            cell.1.notify();
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, problems: &[Problem]) {
+        let new: Vec<&Problem> = problems.iter().filter(|p| !self.logged.contains(p)).collect();
+        for problem in new.iter().take(MAX_LOGGED) {
+            log::warn!("in \"{}\": {problem}", self.root.display());
+        }
+        if let Some(rest) = new.len().checked_sub(MAX_LOGGED).filter(|rest| *rest > 0) {
+            log::warn!("in \"{}\": {rest} more problems", self.root.display());
+        }
+        self.logged = problems.iter().cloned().collect();
+    }
+}
+
+/// Sorts problems, drops double ones, and keeps their number bounded.
+fn tidy(problems: &mut Vec<Problem>) {
+    problems.sort_unstable();
+    problems.dedup();
+    if let Some(rest) = problems.len().checked_sub(MAX_PROBLEMS).filter(|rest| *rest > 0) {
+        problems.truncate(MAX_PROBLEMS);
+        problems.push(Problem::new(
+            Path::new("."),
+            format!("{rest} more problems"),
+            "see to those before; the rest shows then",
+        ));
+    }
+}

@@ -1,0 +1,304 @@
+//! From directories to versions: the shape of the tree, without reading a file.
+//!
+//! What it does not do: decide whether a version is complete or quiet, or hash anything.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::Problem;
+use crate::arch;
+use crate::kind::Kind;
+use crate::name::{
+    BadName, MAX_COMPONENTS, MIN_COMPONENTS, ProductName, check_path_component,
+    check_product_component, is_version,
+};
+use crate::tree::{Entry, Stamp, Tree, join};
+
+/// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
+/// the bound keeps a directory with a million of them from filling the memory.
+const MAX_FILES: usize = 1000;
+
+/// What [`walk`] found.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// Directories that hold a version.
+    pub versions: Vec<FoundVersion>,
+    /// What is wrong, each with the directory whose next walk finds it again.
+    pub problems: Vec<(String, Problem)>,
+}
+
+/// The directory of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundVersion {
+    /// Its path in the tree.
+    pub path: String,
+    /// The product it is a version of.
+    pub product: ProductName,
+    /// The version's name.
+    pub name: String,
+}
+
+/// A file of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundFile {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Its identity.
+    pub stamp: Stamp,
+    /// Number of names that the file has.
+    pub links: u64,
+}
+
+/// Walks the tree from `path`, which must lie in the stream whose directory is its first
+/// component, and calls `enter` for each directory before it is read, so that a watch stands
+/// before the first look.
+pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
+    let mut walk = Walk::default();
+    let mut components = path.split('/');
+    let Some(stream) = components.next() else {
+        return walk;
+    };
+    match tree.entry(stream) {
+        Ok(Entry::Outside) => {
+            walk.problems.push((stream.to_owned(), outside(stream)));
+            return walk;
+        }
+        Ok(_) => {}
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return walk,
+        Err(err) => {
+            walk.problems.push((stream.to_owned(), unreadable(stream, &err)));
+            return walk;
+        }
+    }
+    let mut walker = Walker { tree, stream, enter, found: &mut walk };
+    // The components down to `path` are judged like any other, so that walking a part of the tree
+    // finds what walking all of it would.
+    let mut at = stream.to_owned();
+    let mut product = Vec::new();
+    for component in components {
+        let above = at;
+        at = join(&above, component);
+        match walker.judge(&at, component.as_bytes(), &product) {
+            Judged::Descend => product.push(component),
+            Judged::Version => {
+                walker.version(at, component, &product);
+                return walk;
+            }
+            Judged::Bad(problem) => {
+                walk.problems.push((above, problem));
+                return walk;
+            }
+        }
+    }
+    walker.directory(&at, &mut product.iter().map(|&c| c.to_owned()).collect());
+    walk
+}
+
+struct Walker<'a> {
+    tree: &'a Tree,
+    stream: &'a str,
+    enter: &'a mut dyn FnMut(&str),
+    found: &'a mut Walk,
+}
+
+enum Judged {
+    Descend,
+    Version,
+    Bad(Problem),
+}
+
+impl Walker<'_> {
+    /// What a directory called `name` at `path` is, below the components of `product`.
+    fn judge<S: AsRef<str>>(&self, path: &str, name: &[u8], product: &[S]) -> Judged {
+        let bad = |bad: BadName| Judged::Bad(Problem::new(Path::new(path), bad.reason, bad.remedy));
+        let version = |name: &str| is_version(name) && product.len() >= MIN_COMPONENTS;
+        match check_path_component(name) {
+            Err(err) => return bad(err),
+            Ok(name) if version(name) => return Judged::Version,
+            Ok(_) => {}
+        }
+        if let Err(err) = check_product_component(name) {
+            return bad(err);
+        }
+        if product.len() == MIN_COMPONENTS - 1
+            && str::from_utf8(name).ok().and_then(arch::canonical).is_none()
+        {
+            return bad(BadName {
+                reason: "the architecture is unknown to the clients, which would drop the product",
+                remedy: "use a name such as amd64, arm64, armhf, ppc64el, riscv64 or s390x; the \
+                         path is os/release/architecture/variant/version",
+            });
+        }
+        if product.len() >= MAX_COMPONENTS {
+            return bad(BadName {
+                reason: "the path is too deep for an image",
+                remedy: "move it up, or look for a symbolic link that leads into itself",
+            });
+        }
+        Judged::Descend
+    }
+
+    fn in_stream(&self, target: &Path) -> bool {
+        let stream = fs::canonicalize(self.tree.absolute(self.stream));
+        stream.is_ok_and(|stream| target.starts_with(stream))
+    }
+
+    fn version<S: AsRef<str>>(&mut self, path: String, name: &str, product: &[S]) {
+        let components: Vec<&str> = product.iter().map(AsRef::as_ref).collect();
+        if let Some(product) = ProductName::new(self.stream, &components) {
+            (self.enter)(&path);
+            self.found.versions.push(FoundVersion { path, product, name: name.to_owned() });
+        }
+    }
+
+    fn directory(&mut self, path: &str, product: &mut Vec<String>) {
+        (self.enter)(path);
+        let entries = match read_dir(self.tree, path) {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return,
+            Err(err) => return self.problem(path, unreadable(path, &err)),
+        };
+        let mut image = None;
+        for name in entries {
+            let lossy = String::from_utf8_lossy(&name).into_owned();
+            let below = join(path, &lossy);
+            // A name that is not UTF-8 has no path here; it is judged, and goes no further.
+            let entry = match str::from_utf8(&name) {
+                Ok(_) => self.tree.entry(&below),
+                Err(_) => Ok(Entry::Directory { link: None }),
+            };
+            match entry {
+                Ok(Entry::Directory { link }) => match self.judge(&below, &name, product) {
+                    Judged::Version => self.version(below, &lossy, product),
+                    // A name for people, such as `latest`: what it leads to is found where it
+                    // really is.
+                    Judged::Descend if link.is_some_and(|target| self.in_stream(&target)) => {}
+                    Judged::Descend => {
+                        product.push(lossy);
+                        self.directory(&below, product);
+                        product.pop();
+                    }
+                    Judged::Bad(problem) => self.problem(path, problem),
+                },
+                Ok(Entry::File { .. }) if Kind::of(&lossy) != Kind::Other => {
+                    image.get_or_insert(lossy);
+                }
+                Ok(Entry::Outside) => self.problem(path, outside(&below)),
+                Ok(_) => {}
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(err) => self.problem(path, unreadable(&below, &err)),
+            }
+        }
+        if let Some(file) = image {
+            self.problem(path, misplaced(path, &file, product.len()));
+        }
+    }
+
+    fn problem(&mut self, directory: &str, problem: Problem) {
+        self.found.problems.push((directory.to_owned(), problem));
+    }
+}
+
+/// Lists the files of a version that have a known kind, sorted by name, and what is wrong with
+/// others.
+///
+/// # Errors
+///
+/// When the directory cannot be read.
+pub fn files(tree: &Tree, path: &str) -> io::Result<(Vec<FoundFile>, Vec<Problem>)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for name in read_dir(tree, path)? {
+        let lossy = String::from_utf8_lossy(&name);
+        let kind = Kind::of(&lossy);
+        if kind == Kind::Other {
+            continue;
+        }
+        let below = join(path, &lossy);
+        if let Err(BadName { reason, remedy }) = check_path_component(&name) {
+            problems.push(Problem::new(Path::new(&below), reason, remedy));
+            continue;
+        }
+        if files.len() == MAX_FILES {
+            problems.push(Problem::new(
+                Path::new(path),
+                format!("the version holds more than {MAX_FILES} image files; the rest is ignored"),
+                "give every image a version of its own",
+            ));
+            break;
+        }
+        match tree.entry(&below) {
+            Ok(Entry::File { meta }) => files.push(FoundFile {
+                name: lossy.into_owned(),
+                kind,
+                stamp: Stamp::of(&meta),
+                links: meta.nlink(),
+            }),
+            Ok(Entry::Outside) => problems.push(outside(&below)),
+            Ok(Entry::Dangling) => problems.push(Problem::new(
+                Path::new(&below),
+                "the symbolic link leads nowhere",
+                "restore its target or remove it",
+            )),
+            Ok(Entry::Directory { .. } | Entry::Special) => problems.push(Problem::new(
+                Path::new(&below),
+                "it has the name of an image file, but is no regular file",
+                "replace it by the file",
+            )),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => problems.push(unreadable(&below, &err)),
+        }
+    }
+    Ok((files, problems))
+}
+
+/// Names in a directory, sorted, without those that begin with a dot.
+fn read_dir(tree: &Tree, path: &str) -> io::Result<Vec<Vec<u8>>> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(tree.absolute(path))? {
+        let name = entry?.file_name().into_vec();
+        if !name.starts_with(b".") {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The problem of a path that the system does not let us read.
+pub fn unreadable(path: &str, err: &io::Error) -> Problem {
+    let remedy = match err.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "let the user of the server's worker processes read it (chmod, chown or setfacl)"
+        }
+        _ => "see to the file system",
+    };
+    Problem::new(Path::new(path), format!("it cannot be read ({err})"), remedy)
+}
+
+fn outside(path: &str) -> Problem {
+    Problem::new(
+        Path::new(path),
+        "the symbolic link leads out of the root",
+        "move its target below the root, or mount it there",
+    )
+}
+
+fn misplaced(path: &str, file: &str, depth: usize) -> Problem {
+    let (reason, remedy) = if depth < MIN_COMPONENTS {
+        (
+            format!("it holds \"{file}\", but the path is too short for a version"),
+            "move it to os/release/architecture/variant/version",
+        )
+    } else {
+        (
+            format!("it holds \"{file}\", but its name does not begin with a date"),
+            "name the version's directory YYYYMMDD, or YYYYMMDD_HH:MM",
+        )
+    };
+    Problem::new(Path::new(path), reason, remedy)
+}

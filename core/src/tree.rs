@@ -1,0 +1,209 @@
+//! The tree on disk, seen from its root: paths, symbolic links and the identity of files.
+//!
+//! Paths inside the core are relative to the root, valid UTF-8, with `/` between components: as
+//! they stand in the index. This module is the only place that turns them into paths of the system.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// What identifies the content of a file without reading it.
+///
+/// Equal stamps mean equal content as long as nobody writes within the granularity of the file
+/// system's clock; the watcher covers that gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Stamp {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Time of the last change of content, in nanoseconds since the epoch.
+    pub modified: i128,
+    /// Time of the last change of content or inode, in nanoseconds since the epoch.
+    pub changed: i128,
+}
+
+impl Stamp {
+    /// The stamp in a file's metadata.
+    pub fn of(meta: &Metadata) -> Self {
+        let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: nanoseconds(meta.mtime(), meta.mtime_nsec()),
+            changed: nanoseconds(meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// A tree, by its root.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+/// What a directory entry turned out to be, symbolic links followed.
+#[derive(Debug)]
+pub enum Entry {
+    /// A directory.
+    Directory {
+        /// Where it really is, if the name is a symbolic link to it.
+        link: Option<PathBuf>,
+    },
+    /// A regular file.
+    File {
+        /// Its metadata.
+        meta: Metadata,
+    },
+    /// A FIFO, socket or device.
+    Special,
+    /// A symbolic link whose target is outside of the root.
+    Outside,
+    /// A symbolic link whose target does not exist, or one of a loop.
+    Dangling,
+}
+
+impl Tree {
+    /// The tree under `root`, which need not exist yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path of the system for a path in the tree; empty for the root itself.
+    pub fn absolute(&self, path: &str) -> PathBuf {
+        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+    }
+
+    /// Looks at `path`, following symbolic links as long as they stay below the root.
+    ///
+    /// # Errors
+    ///
+    /// When the entry cannot be looked at; `NotFound` if it went away.
+    pub fn entry(&self, path: &str) -> io::Result<Entry> {
+        let absolute = self.absolute(path);
+        let meta = fs::symlink_metadata(&absolute)?;
+        if !meta.is_symlink() {
+            return Ok(Self::sort(meta, None));
+        }
+        let target = match fs::canonicalize(&absolute) {
+            Ok(target) => target,
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(err),
+            Err(_) => return Ok(Entry::Dangling),
+        };
+        if !target.starts_with(fs::canonicalize(&self.root)?) {
+            return Ok(Entry::Outside);
+        }
+        let meta = fs::metadata(&target)?;
+        Ok(Self::sort(meta, Some(target)))
+    }
+
+    fn sort(meta: Metadata, link: Option<PathBuf>) -> Entry {
+        if meta.is_dir() {
+            Entry::Directory { link }
+        } else if meta.is_file() {
+            Entry::File { meta }
+        } else {
+            Entry::Special
+        }
+    }
+
+    /// Opens the regular file at `path`, provided it still is the one with `stamp`.
+    ///
+    /// The stamp was taken after the checks of [`entry`](Self::entry), so a name that now leads
+    /// elsewhere, out of the root even, is noticed before a byte is read. Opening never blocks,
+    /// should a FIFO have taken the file's place.
+    ///
+    /// # Errors
+    ///
+    /// `Ok(None)` if it is another file by now, otherwise the error of the system.
+    pub fn open(&self, path: &str, stamp: &Stamp) -> io::Result<Option<File>> {
+        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let file =
+            OpenOptions::new().read(true).custom_flags(nonblock).open(self.absolute(path))?;
+        let meta = file.metadata()?;
+        Ok((meta.is_file() && Stamp::of(&meta) == *stamp).then_some(file))
+    }
+}
+
+/// `directory/name`, or `name` where the directory is the root.
+pub fn join(directory: &str, name: &str) -> String {
+    if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
+}
+
+/// Whether `path` is `directory` or lies below it.
+pub fn is_below(path: &str, directory: &str) -> bool {
+    directory.is_empty()
+        || path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_followed_inside_and_refused_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("f"), "x").unwrap();
+        fs::write(root.join("a/f"), "x").unwrap();
+        symlink("../outside/f", root.join("relative-out")).unwrap();
+        symlink(&outside, root.join("absolute-out")).unwrap();
+        symlink(root.join("a/f"), root.join("absolute-in")).unwrap();
+        symlink("a/b", root.join("dir-in")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        symlink("nowhere", root.join("dangling")).unwrap();
+
+        let tree = Tree::new(&root);
+        let entry = |path| tree.entry(path).unwrap();
+        assert!(matches!(entry("a/f"), Entry::File { .. }));
+        assert!(matches!(entry("a/b"), Entry::Directory { link: None }));
+        assert!(matches!(entry("relative-out"), Entry::Outside));
+        assert!(matches!(entry("absolute-out"), Entry::Outside));
+        assert!(matches!(entry("absolute-in"), Entry::File { .. }));
+        assert!(matches!(entry("dir-in"), Entry::Directory { link: Some(_) }));
+        assert!(matches!(entry("loop"), Entry::Dangling));
+        assert!(matches!(entry("dangling"), Entry::Dangling));
+        assert_eq!(tree.entry("gone").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_that_was_swapped_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::new(dir.path());
+        fs::write(dir.path().join("f"), "one").unwrap();
+        let stamp = Stamp::of(&fs::metadata(dir.path().join("f")).unwrap());
+        assert!(tree.open("f", &stamp).unwrap().is_some());
+        fs::remove_file(dir.path().join("f")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("f"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        assert!(tree.open("f", &stamp).unwrap().is_none(), "and it did not block");
+    }
+
+    #[test]
+    fn below_means_whole_components() {
+        assert!(
+            is_below("images/a", "images") && is_below("images", "images") && is_below("x", "")
+        );
+        assert!(!is_below("images-daily/a", "images"));
+    }
+}

@@ -1,0 +1,243 @@
+//! The life of one version: waiting until it is quiet, being hashed, listed, or broken.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::Problem;
+use crate::entry::{self, Entry, Plan};
+use crate::quiet::{Quiet, Writers};
+use crate::scan::{self, FoundFile, FoundVersion, unreadable};
+use crate::tree::{Stamp, Tree, join};
+
+/// A version and how far it has come.
+#[derive(Debug)]
+pub struct Version {
+    /// Where it is.
+    pub found: FoundVersion,
+    /// Its files, each with the time since which it has been as it is.
+    files: Vec<(FoundFile, Instant)>,
+    /// Problems that do not keep it from being listed.
+    notes: Vec<Problem>,
+    state: State,
+    listed: Option<Listed>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    plan: Plan,
+    entry: Arc<Entry>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing to do but wait: for writers, for quiet, or for a change.
+    Resting,
+    /// Being hashed, under this ticket.
+    Hashing { ticket: u64, plan: Plan },
+    /// Not to be listed as it is.
+    Broken { problem: Problem, plan: Option<Plan> },
+}
+
+/// What a look at a version asks for.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Hash this, then come back with the result.
+    pub hash: Option<Plan>,
+    /// Look again at this time.
+    pub again: Option<Instant>,
+    /// It is listed no more.
+    pub unlisted: bool,
+    /// The directory is gone.
+    pub gone: bool,
+}
+
+/// The circumstances of a look.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// The tree.
+    pub tree: &'a Tree,
+    /// What was seen of writers.
+    pub writers: &'a Writers,
+    /// The time, by both clocks.
+    pub now: (Instant, SystemTime),
+    /// The settle time.
+    pub settle: Duration,
+    /// Whether to try again what was broken and did not change: access to it may have.
+    pub retry: bool,
+}
+
+impl Version {
+    /// A version nobody has looked at yet.
+    pub fn new(found: FoundVersion) -> Self {
+        Self { found, files: Vec::new(), notes: Vec::new(), state: State::Resting, listed: None }
+    }
+
+    /// The entry, while it is listed.
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
+        self.listed.as_ref().map(|listed| &listed.entry)
+    }
+
+    /// Whether it is being hashed.
+    pub fn is_hashing(&self) -> bool {
+        matches!(self.state, State::Hashing { .. })
+    }
+
+    /// What is wrong with it.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        let broken = match &self.state {
+            State::Broken { problem, .. } => Some(problem),
+            _ => None,
+        };
+        self.notes.iter().chain(broken)
+    }
+
+    /// Somebody wrote to the file called `name`: what was known of it is void. Gives its last
+    /// stamp, for the cache to forget; the version is unlisted by the look that follows.
+    pub fn written(&mut self, name: &str) -> Option<Stamp> {
+        let at = self.files.iter().position(|(file, _)| file.name == name)?;
+        let (file, _) = self.files.swap_remove(at);
+        match &self.state {
+            State::Hashing { plan, .. } | State::Broken { plan: Some(plan), .. }
+                if plan.files().any(|planned| planned.name == name) =>
+            {
+                self.state = State::Resting;
+            }
+            _ => {}
+        }
+        Some(file.stamp)
+    }
+
+    /// Looks at the directory and decides.
+    pub fn look(&mut self, look: Look<'_>) -> Verdict {
+        let path = &self.found.path;
+        let (files, mut notes) = match scan::files(look.tree, path) {
+            Ok(found) => found,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                return Verdict {
+                    gone: true,
+                    unlisted: self.listed.is_some(),
+                    ..Verdict::default()
+                };
+            }
+            Err(err) => {
+                let problem = unreadable(path, &err);
+                self.state = State::Broken { problem, plan: None };
+                let unlisted = self.listed.take().is_some();
+                return Verdict { unlisted, ..Verdict::default() };
+            }
+        };
+        // A file that was written to is not in `self.files` any more, so it counts as new here.
+        let known = |file: &FoundFile| {
+            self.files.iter().find(|(known, _)| known == file).map(|(_, seen)| *seen)
+        };
+        let mut verdict = Verdict::default();
+        let mut usable = Vec::new();
+        let mut intact = 0;
+        let mut next = Vec::with_capacity(files.len());
+        for file in files {
+            let seen = known(&file);
+            let listed = self.listed.as_ref().is_some_and(|listed| {
+                seen.is_some() && listed.plan.files().any(|planned| *planned == file)
+            });
+            let quiet = if listed {
+                intact += 1;
+                Quiet::Now
+            } else {
+                let path = join(path, &file.name);
+                let since = seen.unwrap_or(look.now.0);
+                look.writers.quiet(&path, &file, since, look.now, look.settle)
+            };
+            match quiet {
+                Quiet::Now => usable.push(file.clone()),
+                Quiet::At(when) => {
+                    verdict.again = Some(verdict.again.map_or(when, |again| again.min(when)));
+                }
+            }
+            next.push((file, seen.unwrap_or(look.now.0)));
+        }
+        let busy = usable.len() < next.len();
+        self.files = next;
+        if self.listed.as_ref().is_some_and(|listed| intact < listed.plan.files().count()) {
+            // Before anything else: what changed is not listed until it has been hashed again.
+            self.listed = None;
+            verdict.unlisted = true;
+        }
+        if busy && self.listed.is_none() {
+            self.state = State::Resting;
+            self.notes = notes;
+            return verdict;
+        }
+        // A listed version stays as it is while a file is added to it, a delta for instance.
+        let (plan, more) = entry::plan(path, &usable);
+        notes.extend(more);
+        self.notes = notes;
+        match plan {
+            Ok(plan) => self.follow(plan, look.retry, &mut verdict),
+            Err(problem) => self.incomplete(problem, look, &mut verdict),
+        }
+        verdict
+    }
+
+    fn follow(&mut self, plan: Plan, retry: bool, verdict: &mut Verdict) {
+        if self.listed.as_ref().is_some_and(|listed| listed.plan == plan) {
+            self.state = State::Resting;
+            return;
+        }
+        match &self.state {
+            State::Hashing { plan: hashing, .. } if *hashing == plan => {}
+            State::Broken { plan: Some(broken), .. } if *broken == plan && !retry => {}
+            _ => verdict.hash = Some(plan),
+        }
+    }
+
+    /// Files are missing; that is a problem only if none is on its way.
+    fn incomplete(&mut self, problem: Problem, look: Look<'_>, verdict: &mut Verdict) {
+        if self.listed.take().is_some() {
+            verdict.unlisted = true;
+        }
+        let directory = std::fs::metadata(look.tree.absolute(&self.found.path));
+        let age = directory
+            .and_then(|meta| meta.modified())
+            .ok()
+            .and_then(|modified| look.now.1.duration_since(modified).ok())
+            .unwrap_or(look.settle);
+        if age < look.settle {
+            let when = look.now.0 + (look.settle - age);
+            verdict.again = Some(verdict.again.map_or(when, |again| again.min(when)));
+            self.state = State::Resting;
+        } else {
+            self.state = State::Broken { problem, plan: None };
+        }
+    }
+
+    /// Hashing of `plan` began under `ticket`.
+    pub fn hashing(&mut self, ticket: u64, plan: Plan) {
+        self.state = State::Hashing { ticket, plan };
+    }
+
+    /// Takes the plan back if `ticket` is the one that is being hashed: other results are of a
+    /// state that the version has left.
+    pub fn hashed(&mut self, ticket: u64) -> Option<Plan> {
+        match &self.state {
+            State::Hashing { ticket: current, .. } if *current == ticket => {}
+            _ => return None,
+        }
+        match std::mem::replace(&mut self.state, State::Resting) {
+            State::Hashing { plan, .. } => Some(plan),
+            _ => None,
+        }
+    }
+
+    /// Lists the version as `entry`.
+    pub fn list(&mut self, plan: Plan, entry: Arc<Entry>) {
+        self.listed = Some(Listed { plan, entry });
+        self.state = State::Resting;
+    }
+
+    /// The files of `plan` cannot be listed; says whether the version was.
+    pub fn broken(&mut self, plan: Plan, problem: Problem) -> bool {
+        self.state = State::Broken { problem, plan: Some(plan) };
+        self.listed.take().is_some()
+    }
+}

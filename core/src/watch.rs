@@ -1,0 +1,256 @@
+//! Notices that something in the tree changed. Events only say "look again", with one exception:
+//! who writes a file and closes it tells us when it is complete.
+//!
+//! inotify directly and not through a crate that hides it: which directories have a watch, whether
+//! the queue overflowed and whether a limit was reached decide what the rescan has to make up for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
+
+use crate::tree::{Tree, is_below};
+
+/// What happened to a name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A file was created or written to; its writer has it open.
+    Written,
+    /// A writer closed the file.
+    Closed,
+    /// The name was moved to where it is now.
+    MovedIn,
+    /// Anything else: it went away, its attributes changed, a directory was made.
+    Changed,
+}
+
+/// An event in terms of the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Something happened to `name` in `directory`.
+    Entry {
+        /// The directory's path in the tree.
+        directory: String,
+        /// The name; may be anything but empty.
+        name: Vec<u8>,
+        /// What happened.
+        what: What,
+    },
+    /// The directory itself went away, or its file system was unmounted.
+    Gone {
+        /// The directory's path in the tree.
+        directory: String,
+    },
+    /// Events were lost: look at everything.
+    Overflow,
+}
+
+/// An event as the kernel words it.
+#[derive(Debug)]
+pub struct RawEvent {
+    watch: i32,
+    flags: ReadFlags,
+    name: Vec<u8>,
+}
+
+/// The watches of one tree. Dropping it stops and joins the thread that reads events.
+#[derive(Debug)]
+pub struct Watcher {
+    fd: Arc<OwnedFd>,
+    /// A directory that several paths lead to has one watch.
+    paths: HashMap<i32, Vec<String>>,
+    watches: BTreeMap<String, i32>,
+    refused: Option<io::Error>,
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Starts without a watch; `sink` gets the events, in batches, on a thread that inherits the
+    /// caller's signal mask.
+    ///
+    /// # Errors
+    ///
+    /// When the inotify instance (limited per user, `fs.inotify.max_user_instances`) or the thread
+    /// cannot be had.
+    pub fn spawn(sink: impl Fn(Vec<RawEvent>) + Send + 'static) -> io::Result<Self> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let fd = Arc::new(inotify::init(flags)?);
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (events, stopped) = (Arc::clone(&fd), Arc::clone(&stop));
+        let thread = thread::Builder::new()
+            .name("ss-watch".into())
+            .spawn(move || read(&events, &stopped, &sink))?;
+        Ok(Self {
+            fd,
+            paths: HashMap::new(),
+            watches: BTreeMap::new(),
+            refused: None,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Watches the directory at `path`; one that is watched already stays so.
+    pub fn add(&mut self, tree: &Tree, path: &str) {
+        let flags = WatchFlags::CREATE
+            | WatchFlags::MODIFY
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::ATTRIB
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::EXCL_UNLINK
+            | WatchFlags::ONLYDIR;
+        match inotify::add_watch(&self.fd, tree.absolute(path), flags) {
+            Ok(watch) => {
+                match self.watches.insert(path.to_owned(), watch) {
+                    Some(before) if before == watch => return,
+                    Some(before) => self.forget(before, path),
+                    None => {}
+                }
+                self.paths.entry(watch).or_default().push(path.to_owned());
+            }
+            // It went away, or is no directory any more: the event of its parent says so.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            Err(err) => self.refused = Some(err.into()),
+        }
+    }
+
+    /// Drops the watches of `path` and of everything below it.
+    pub fn remove_below(&mut self, path: &str) {
+        let mut gone: Vec<(String, i32)> = Vec::new();
+        for (below, &watch) in self.watches.range(path.to_owned()..) {
+            if is_below(below, path) {
+                gone.push((below.clone(), watch));
+            } else if !below.starts_with(path) {
+                break;
+            }
+        }
+        for (below, watch) in gone {
+            self.watches.remove(&below);
+            self.forget(watch, &below);
+        }
+    }
+
+    /// Why a directory could not be watched, since the last call; mostly that the limit
+    /// `fs.inotify.max_user_watches` was reached.
+    pub fn take_refusal(&mut self) -> Option<io::Error> {
+        self.refused.take()
+    }
+
+    /// What an event means. An event of a directory with several paths is one for each.
+    pub fn translate(&mut self, event: &RawEvent) -> Vec<Touch> {
+        if event.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+            return vec![Touch::Overflow];
+        }
+        if event.flags.contains(ReadFlags::IGNORED) {
+            for path in self.paths.remove(&event.watch).unwrap_or_default() {
+                self.watches.remove(&path);
+            }
+            return Vec::new();
+        }
+        let Some(paths) = self.paths.get(&event.watch) else {
+            return Vec::new(); // Of a watch that was dropped meanwhile.
+        };
+        let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT;
+        let gone = event.flags.intersects(gone);
+        let what = if event.flags.contains(ReadFlags::CLOSE_WRITE) {
+            What::Closed
+        } else if event.flags.contains(ReadFlags::MOVED_TO) {
+            What::MovedIn
+        } else if event.flags.intersects(ReadFlags::CREATE | ReadFlags::MODIFY)
+            && !event.flags.contains(ReadFlags::ISDIR)
+        {
+            What::Written
+        } else {
+            What::Changed
+        };
+        let touch = |directory: &String| {
+            let directory = directory.clone();
+            if gone {
+                Some(Touch::Gone { directory })
+            } else if event.name.is_empty() {
+                None // The directory's own attributes; its parent's watch names it.
+            } else {
+                Some(Touch::Entry { directory, name: event.name.clone(), what })
+            }
+        };
+        paths.iter().filter_map(touch).collect()
+    }
+
+    fn forget(&mut self, watch: i32, path: &str) {
+        if let Some(paths) = self.paths.get_mut(&watch) {
+            paths.retain(|known| known != path);
+            if paths.is_empty() {
+                self.paths.remove(&watch);
+                // Fails if the directory is gone, and the watch with it.
+                let _ = inotify::remove_watch(&self.fd, watch);
+            }
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).is_err() {
+            return; // Cannot happen with an eventfd; a join would hang.
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}
+
+fn read(events: &OwnedFd, stop: &OwnedFd, sink: &dyn Fn(Vec<RawEvent>)) {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 64 * 1024];
+    let mut reader = inotify::Reader::new(events, &mut buffer);
+    loop {
+        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(events, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(err) => {
+                log::error!("waiting for file system events failed ({err}); rescans go on");
+                return;
+            }
+        }
+        if fds[0].revents().contains(PollFlags::IN) {
+            return;
+        }
+        let mut batch: Vec<RawEvent> = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(event) => {
+                    let name = event.file_name().map_or(&b""[..], |name| name.to_bytes());
+                    let (watch, flags) = (event.wd(), event.events());
+                    // A writer makes one event for each write.
+                    let again = batch.last().is_some_and(|last| {
+                        last.watch == watch && last.flags == flags && last.name == name
+                    });
+                    if !again {
+                        batch.push(RawEvent { watch, flags, name: name.to_owned() });
+                    }
+                }
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(err) => {
+                    log::error!("reading file system events failed ({err}); rescans go on");
+                    return;
+                }
+            }
+            if reader.is_buffer_empty() && batch.len() > 4096 {
+                break;
+            }
+        }
+        if !batch.is_empty() {
+            sink(batch);
+        }
+    }
+}

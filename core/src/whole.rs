@@ -1,0 +1,130 @@
+//! Whether a file is whole, as far as its format tells.
+//!
+//! Formats that announce their own length or end let us see an upload that was cut short, also
+//! when nobody watched it. A file that does not begin as its name says tells nothing here: clients
+//! go by content, not by name.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+/// Why a file cannot be whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutShort(pub String);
+
+const SQUASHFS_MAGIC: &[u8] = b"hsqs";
+const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
+/// The end of every xz stream (The .xz File Format 1.2.1, section 2.1.2.4).
+const XZ_END: &[u8] = b"YZ";
+
+/// Looks at the first and last bytes of `file`, which is `size` bytes long.
+///
+/// # Errors
+///
+/// Those of reading; `Ok(Err(…))` says that and why the file is not whole.
+pub fn check(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
+    if size == 0 {
+        return Ok(Err(CutShort("it is empty".to_owned())));
+    }
+    let mut head = [0_u8; 96];
+    let head = read_at(file, &mut head, 0)?;
+    if head.starts_with(SQUASHFS_MAGIC) {
+        return Ok(squashfs(head, size));
+    }
+    if head.starts_with(XZ_MAGIC) {
+        return xz(file, size);
+    }
+    Ok(Ok(()))
+}
+
+/// The superblock, 96 bytes, holds the bytes used at offset 40.
+fn squashfs(head: &[u8], size: u64) -> Result<(), CutShort> {
+    let Some(used) = head.get(40..48).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes)
+    else {
+        return Err(CutShort(format!("it ends inside of its superblock, at {size} bytes")));
+    };
+    if used > size {
+        return Err(CutShort(format!("it has {size} of the {used} bytes its superblock names")));
+    }
+    Ok(())
+}
+
+/// The last stream ends in `YZ`; padding by zeros, in fours, may follow.
+fn xz(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
+    const PADDING: u64 = 4096;
+    let mut tail = [0_u8; PADDING as usize];
+    let tail = read_at(file, &mut tail, size.saturating_sub(PADDING))?;
+    let end = tail.len() - tail.iter().rev().take_while(|&&b| b == 0).count();
+    let padding = tail.len() - end;
+    if size.is_multiple_of(4) && padding.is_multiple_of(4) && tail[..end].ends_with(XZ_END) {
+        Ok(Ok(()))
+    } else {
+        Ok(Err(CutShort("it does not end as an xz file ends".to_owned())))
+    }
+}
+
+fn read_at<'a>(file: &File, buffer: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(&buffer[..filled])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    fn verdict(content: &[u8]) -> Result<(), CutShort> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        check(&file, content.len() as u64).unwrap()
+    }
+
+    fn squashfs_of(used: u64, size: usize) -> Vec<u8> {
+        let mut image = vec![7_u8; size.max(96)];
+        image[..4].copy_from_slice(SQUASHFS_MAGIC);
+        image[40..48].copy_from_slice(&used.to_le_bytes());
+        image.truncate(size);
+        image
+    }
+
+    /// An xz file of the five bytes `hello`, made by xz 5.4.
+    const HELLO: &[u8] =
+        b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46\x02\0\x21\x01\x16\0\0\0\x74\x2f\xe5\xa3\
+        \x01\0\x04hello\0\0\0\0\xb1\x37\xb9\xdb\xe5\xda\x1e\x9b\0\x01\x1d\x05\xb8\x2d\x80\xaf\
+        \x1f\xb6\xf3\x7d\x01\0\0\0\0\x04YZ";
+
+    #[test]
+    fn squashfs_says_its_length() {
+        assert_eq!(verdict(&squashfs_of(4000, 4096)), Ok(()), "padded to a block");
+        assert_eq!(verdict(&squashfs_of(4096, 4096)), Ok(()));
+        assert!(verdict(&squashfs_of(4097, 4096)).is_err());
+        assert!(verdict(&squashfs_of(4096, 40)).is_err(), "cut inside of the superblock");
+    }
+
+    #[test]
+    fn xz_ends_in_its_footer_at_every_length() {
+        assert_eq!(HELLO.len() % 4, 0, "the fixture is whole");
+        assert_eq!(verdict(HELLO), Ok(()));
+        let padded = [HELLO, &[0; 8]].concat();
+        assert_eq!(verdict(&padded), Ok(()));
+        for length in XZ_MAGIC.len()..HELLO.len() {
+            assert!(verdict(&HELLO[..length]).is_err(), "cut at {length}");
+        }
+        assert!(verdict(&[HELLO, &[0; 3]].concat()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_whole_if_empty_and_the_unknown_passes() {
+        assert!(verdict(b"").is_err());
+        assert_eq!(verdict(b"x"), Ok(()));
+        assert_eq!(verdict(&[0_u8; 5000]), Ok(()));
+    }
+}
