@@ -58,7 +58,8 @@ impl Builder {
                     return;
                 };
                 let file = Some(snapshot::path(&state_dir, &settings.id()));
-                Indexer::new(settings, pool, own, Sink { file, cell: None }).run(&events);
+                let sink = Sink { file, cell: None };
+                Indexer::new(settings, pool, own, sink, Arc::default()).run(&events);
             })?);
         }
         Ok(builder)

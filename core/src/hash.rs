@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
@@ -41,6 +41,8 @@ pub struct Context<'a> {
     pub cache: &'a HashCache,
     /// Set when hashing has to end.
     pub stop: &'a AtomicBool,
+    /// Counts the bytes read.
+    pub bytes: &'a AtomicU64,
 }
 
 enum Failure {
@@ -169,6 +171,7 @@ fn feed(
             lane.update(&buffer[..read]);
         }
         length += read as u64;
+        context.bytes.fetch_add(read as u64, Ordering::Relaxed);
     }
 }
 

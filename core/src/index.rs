@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::follow::SnapshotCell;
 use crate::indexer::{Event, Indexer, Signal, Sink};
 use crate::pool::Pool;
+use crate::progress::{Gauges, Progress};
 use crate::{Settings, Snapshot};
 
 /// A live index, kept in memory. Dropping it stops and joins its threads, within the time of
@@ -29,6 +30,7 @@ use crate::{Settings, Snapshot};
 #[derive(Debug)]
 pub struct Index {
     cell: Arc<(SnapshotCell, Signal)>,
+    gauges: Arc<Gauges>,
     pool: Arc<Pool>,
     indexer: Running,
 }
@@ -55,15 +57,23 @@ impl Index {
         let sink = Sink { file: None, cell: Some(Arc::clone(&cell)) };
         let (sender, events) = channel();
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));
+        let gauges = Arc::<Gauges>::default();
+        let shown = Arc::clone(&gauges);
         let indexer = Running::spawn(sender, move || {
-            Indexer::new(settings, hashing, own, sink).run(&events);
+            Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;
-        Ok(Self { cell, pool, indexer })
+        Ok(Self { cell, gauges, pool, indexer })
     }
 
     /// The current generation; `None` before the first.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.cell.0.load_full()
+    }
+
+    /// How far the index is behind the disk. Once it is idle, the [current
+    /// generation](Self::snapshot) is one of all that is on disk.
+    pub fn progress(&self) -> Progress {
+        self.gauges.read()
     }
 
     /// Waits for a generation with a number above `generation` (0 for any); `None` if there is

@@ -9,6 +9,7 @@ mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,6 +17,7 @@ use crate::entry::{Entry, Hashes, Plan};
 use crate::hash::{self, Outcome};
 use crate::kind::Kind;
 use crate::pool::{Job, Pool, Priority};
+use crate::progress::Gauges;
 use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
@@ -72,6 +74,8 @@ pub(crate) struct Indexer {
     tickets: u64,
     next_rescan: Option<Instant>,
     publisher: Publisher,
+    gauges: Arc<Gauges>,
+    looks: u64,
 }
 
 impl Indexer {
@@ -82,6 +86,7 @@ impl Indexer {
         pool: Arc<Pool>,
         sender: Sender<Event>,
         sink: Sink,
+        gauges: Arc<Gauges>,
     ) -> Self {
         let tree = Tree::new(&settings.root);
         let anchors = Anchors::new(&settings.streams);
@@ -101,6 +106,8 @@ impl Indexer {
             tickets: 0,
             next_rescan: None,
             publisher,
+            gauges,
+            looks: 0,
             settings,
         }
     }
@@ -114,6 +121,7 @@ impl Indexer {
         loop {
             let now = Instant::now();
             self.publish(now);
+            self.report();
             match events.recv_timeout(self.wait(now)) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
@@ -263,6 +271,7 @@ impl Indexer {
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
         }
+        self.looks += 1;
         let rescan = self.settings.rescan;
         self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
         if let Some(err) = self.watcher.as_mut().and_then(Watcher::take_refusal) {
@@ -272,6 +281,21 @@ impl Indexer {
                 self.settings.root.display()
             );
         }
+    }
+
+    /// Tells how far things are; after publishing, so that whoever sees an idle index finds it all
+    /// published.
+    fn report(&self) {
+        if self.publisher.is_dirty() {
+            return;
+        }
+        let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Release);
+        let hashing = self.versions.values().filter(|version| version.is_hashing());
+        set(&self.gauges.bytes_to_hash, hashing.map(Version::bytes).sum());
+        set(&self.gauges.hashing, self.hashing as u64);
+        let waiting = self.versions.values().filter(|version| version.is_waiting());
+        set(&self.gauges.waiting, waiting.count() as u64);
+        set(&self.gauges.looks, self.looks);
     }
 
     /// Walks the tree from `path` and settles what is there and what is gone.
@@ -395,6 +419,7 @@ impl Indexer {
                 tree: self.tree.clone(),
                 path: path.to_owned(),
                 plan,
+                gauges: Arc::clone(&self.gauges),
                 done: Box::new(move |outcome| {
                     // Fails only when the indexer is gone, and with it everyone who wants to know.
                     drop(sender.send(Event::Hashed { path: of, ticket, outcome }));

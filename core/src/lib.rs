@@ -57,6 +57,7 @@ mod digest;
 mod follow;
 mod index;
 mod problem;
+mod progress;
 mod settings;
 pub mod snapshot;
 
@@ -65,5 +66,6 @@ pub use digest::{Digest, ParseDigestError};
 pub use follow::{Followed, Follower, SnapshotCell};
 pub use index::{Index, default_threads};
 pub use problem::Problem;
+pub use progress::Progress;
 pub use settings::{Aliases, Settings, check_stream_name};
 pub use snapshot::{Document, Snapshot, SnapshotError, Variant};

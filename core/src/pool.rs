@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use crate::cache::HashCache;
 use crate::entry::Plan;
 use crate::hash::{self, Context, Outcome};
+use crate::progress::Gauges;
 use crate::tree::Tree;
 
 /// The order of jobs, the least first: the newest version of every product before any older one,
@@ -30,6 +31,8 @@ pub struct Job {
     pub path: String,
     /// What to hash.
     pub plan: Plan,
+    /// Where the bytes read are counted.
+    pub gauges: Arc<Gauges>,
     /// Called once, on a thread of the pool.
     pub done: Box<dyn FnOnce(Outcome) + Send>,
 }
@@ -134,7 +137,8 @@ impl Shared {
 fn work(shared: &Shared) {
     yield_to_others();
     while let Some(job) = shared.next() {
-        let context = Context { cache: &shared.cache, stop: &shared.stop };
+        let bytes = &job.gauges.bytes_hashed;
+        let context = Context { cache: &shared.cache, stop: &shared.stop, bytes };
         let outcome = hash::hash(&job.tree, &job.path, &job.plan, context);
         (job.done)(outcome);
     }

@@ -83,6 +83,16 @@ impl Version {
         matches!(self.state, State::Hashing { .. })
     }
 
+    /// Whether it is not listed because it is not quiet.
+    pub fn is_waiting(&self) -> bool {
+        self.listed.is_none() && matches!(self.state, State::Resting)
+    }
+
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(file, _)| file.stamp.size).sum()
+    }
+
     /// What is wrong with it.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         let broken = match &self.state {

@@ -146,6 +146,11 @@ impl Publisher {
         self.dirty = true;
     }
 
+    /// Whether something waits to be published.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
     /// A version was unlisted.
     pub(super) fn hurry(&mut self) {
         self.dirty = true;
