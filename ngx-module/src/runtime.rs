@@ -11,11 +11,10 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use simplestreams::{Builder, BuilderOptions, Followed, Follower};
+use simplestreams::{Builder, BuilderOptions, Followed, Follower, default_threads};
 
 use crate::conf::MainConf;
 use crate::ffi::{self, Role, Timer};
@@ -110,14 +109,9 @@ fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
     let options = BuilderOptions {
         state_dir,
         indexes: conf.indexes().iter().map(|index| index.settings.clone()).collect(),
-        threads: conf.threads.unwrap_or_else(half_of_the_cores),
+        threads: conf.threads.unwrap_or_else(default_threads),
     };
     Service::new("builder", move || Builder::spawn(options.clone()))
-}
-
-fn half_of_the_cores() -> NonZeroUsize {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> T {
