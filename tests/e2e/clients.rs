@@ -9,8 +9,8 @@ use std::fs;
 use serde_json::Value;
 use simplestreams::Digest;
 
-use client::{Client, Kind, REMOTE, stdout_of};
 use crate::harness::Dir;
+use client::{Client, Kind, REMOTE, stdout_of};
 use site::{Asked, NEWEST, OLDER, Site};
 
 /// The ways to name the demonstration image: both short ones, the path and the product's name.
@@ -60,7 +60,10 @@ fn every_alias_names_the_newest_version() {
         let client = site.client(kind);
         for alias in aliases(&site) {
             let info = client.ok(["image", "info", &format!("{REMOTE}:{alias}")]);
-            assert!(info.contains(&format!("Fingerprint: {newest}\n")), "{kind:?} {alias}:\n{info}");
+            assert!(
+                info.contains(&format!("Fingerprint: {newest}\n")),
+                "{kind:?} {alias}:\n{info}"
+            );
             assert!(info.contains(&format!("serial: {NEWEST}\n")), "{kind:?} {alias}:\n{info}");
         }
         let images = client.images();
@@ -122,8 +125,10 @@ fn files_are_asked_for_once_and_the_index_never_in_clear() {
         let out = tempfile::tempdir().expect("temporary directory");
         let alias = format!("{REMOTE}:{}", aliases(&site)[0]);
         client.ok(["image", "export", &alias, &format!("{}/", out.path().display())]);
-        let (index, files): (Vec<Asked>, Vec<Asked>) =
-            site.requests().into_iter().partition(|asked| asked.uri.starts_with("/streams/"));
+        let (index, files): (Vec<Asked>, Vec<Asked>) = site
+            .requests_until("/rootfs.squashfs")
+            .into_iter()
+            .partition(|asked| asked.uri.starts_with("/streams/"));
         assert!(index.iter().all(|asked| asked.scheme == "https"), "{kind:?}: {index:#?}");
         let version = format!("/{}/{NEWEST}", site.product());
         let expected = ["lxd.tar.xz", "rootfs.squashfs"].map(|name| Asked {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use simplestreams::Digest;
@@ -19,7 +20,6 @@ events {}
 http {
     @HTTP_GLOBALS@
     log_format asked '$scheme $status $request_uri';
-    access_log @DIR@/access.log asked;
     @SITE@
 }
 ";
@@ -61,6 +61,19 @@ pub(crate) fn demo_image(product: &Path, serial: &str) -> Command {
     command
 }
 
+/// Metadata and root of both versions, made once.
+fn demo_files() -> &'static [(&'static str, [Vec<u8>; 2]); 2] {
+    static FILES: OnceLock<[(&str, [Vec<u8>; 2]); 2]> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        [OLDER, NEWEST].map(|version| {
+            stdout_of(&mut demo_image(dir.path(), version));
+            let read = |name| fs::read(dir.path().join(version).join(name)).expect(name);
+            (version, ["lxd.tar.xz", "rootfs.squashfs"].map(read))
+        })
+    })
+}
+
 impl<'d> Site<'d> {
     /// Makes the tree in `dir`, with `metadata` as the name of the only metadata file, starts nginx, and
     /// waits until both versions are listed.
@@ -71,10 +84,11 @@ impl<'d> Site<'d> {
         let release = version.splitn(3, ['.', ' ']).take(2).collect::<Vec<_>>().join(".");
         let arch = stdout_of(Command::new("dpkg").arg("--print-architecture")).trim().to_owned();
         let product = dir.tree().join(product(&release, &arch));
-        for version in [OLDER, NEWEST] {
-            stdout_of(&mut demo_image(&product, version));
+        for (version, files) in demo_files() {
             let version = product.join(version);
-            fs::rename(version.join("lxd.tar.xz"), version.join(metadata)).expect("metadata");
+            fs::create_dir_all(&version).expect("version");
+            fs::write(version.join(metadata), &files[0]).expect("metadata");
+            fs::write(version.join("rootfs.squashfs"), &files[1]).expect("root");
         }
         make_certificate(dir.path());
         let nginx = dir.start(&AROUND.replace("@SITE@", &adapted_site()));
@@ -162,18 +176,24 @@ impl<'d> Site<'d> {
         fs::write(self.access_log(), "").expect("access log");
     }
 
-    /// Every request since the log was emptied, in the order in which they ended.
-    pub(crate) fn requests(&self) -> Vec<Asked> {
+    /// Every request since the log was emptied, up to the answer that has all of `last`, which
+    /// is waited for: nginx writes the line after the client has the last byte.
+    pub(crate) fn requests_until(&self, last: &str) -> Vec<Asked> {
+        until("the last request is logged", || {
+            let requests = self.requests();
+            let done = |asked: &Asked| asked.status == 200 && asked.uri.ends_with(last);
+            requests.iter().any(done).then_some(requests)
+        })
+    }
+
+    fn requests(&self) -> Vec<Asked> {
         let log = fs::read_to_string(self.access_log()).expect("access log");
         log.lines()
-            .map(|line| {
-                let mut words = line.splitn(3, ' ').map(str::to_owned);
-                let mut word = || words.next().unwrap_or_else(|| panic!("access log: {line}"));
-                Asked {
-                    scheme: word(),
-                    status: word().parse().expect("a status"),
-                    uri: word(),
-                }
+            .filter_map(|line| {
+                let mut words = line.splitn(3, ' ');
+                let mut word = || words.next().map(str::to_owned);
+                let (scheme, status, uri) = (word()?, word()?, word()?);
+                Some(Asked { scheme, status: status.parse().expect("a status"), uri })
             })
             .collect()
     }
@@ -207,7 +227,10 @@ fn adapted_site() -> String {
         ("listen [::]:443 ssl http2;", ""),
         ("listen 80;", "listen unix:@DIR@/port-80;"),
         ("listen [::]:80;", ""),
-        ("server_name images.example.org;", "server_name localhost;"),
+        (
+            "server_name images.example.org;",
+            "server_name localhost;\n    access_log @DIR@/access.log asked;",
+        ),
         ("/etc/ssl/certs/images.example.org.pem", "@DIR@/server.crt"),
         ("/etc/ssl/private/images.example.org.key", "@DIR@/server.key"),
         ("/var/www/simplestreams;", "@TREE@;"),
