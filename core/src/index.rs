@@ -2,6 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -29,6 +30,7 @@ use crate::{Settings, Snapshot};
 /// ```
 #[derive(Debug)]
 pub struct Index {
+    root: PathBuf,
     cell: Arc<(SnapshotCell, Signal)>,
     gauges: Arc<Gauges>,
     pool: Arc<Pool>,
@@ -59,10 +61,16 @@ impl Index {
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));
         let gauges = Arc::<Gauges>::default();
         let shown = Arc::clone(&gauges);
+        let root = settings.root.clone();
         let indexer = Running::spawn(sender, move || {
             Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;
-        Ok(Self { cell, gauges, pool, indexer })
+        Ok(Self { root, cell, gauges, pool, indexer })
+    }
+
+    /// The root that is indexed.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The current generation; `None` before the first.

@@ -93,7 +93,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
             }
         }
     }
-    walker.directory(&at, &mut product.iter().map(|&c| c.to_owned()).collect());
+    walker.directory(&at, false, &mut product.iter().map(|&c| c.to_owned()).collect());
     walk
 }
 
@@ -154,7 +154,8 @@ impl Walker<'_> {
         }
     }
 
-    fn directory(&mut self, path: &str, product: &mut Vec<String>) {
+    /// Reads the directory at `path`, to which a symbolic link led if `linked`.
+    fn directory(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
         (self.enter)(path);
         let entries = match read_dir(self.tree, path) {
             Ok(entries) => entries,
@@ -175,10 +176,11 @@ impl Walker<'_> {
                     Judged::Version => self.version(below, &lossy, product),
                     // A name for people, such as `latest`: what it leads to is found where it
                     // really is.
-                    Judged::Descend if link.is_some_and(|target| self.in_stream(&target)) => {}
+                    Judged::Descend
+                        if link.as_ref().is_some_and(|target| self.in_stream(target)) => {}
                     Judged::Descend => {
                         product.push(lossy);
-                        self.directory(&below, product);
+                        self.directory(&below, link.is_some(), product);
                         product.pop();
                     }
                     Judged::Bad(problem) => self.problem(path, problem),
@@ -192,7 +194,8 @@ impl Walker<'_> {
                 Err(err) => self.problem(path, unreadable(&below, &err)),
             }
         }
-        if let Some(file) = image {
+        // A link such as `latest` to a version is a name for people too.
+        if let Some(file) = image.filter(|_| !linked) {
             self.problem(path, misplaced(path, &file, product.len()));
         }
     }

@@ -1,0 +1,5 @@
+//! Tests of the core as programs use it: real directories, real time, real threads.
+
+mod common;
+mod live;
+mod state;

@@ -1,0 +1,224 @@
+//! The state directory: builders that exclude each other, followers that never stop serving, and
+//! snapshot files that are damaged, foreign or gone.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::common::{Site, VERSION};
+use simplestreams::snapshot::{self, Lineage, Rendered};
+use simplestreams::{
+    Builder, BuilderOptions, Followed, Follower, Problem, Settings, Snapshot, SnapshotCell,
+    SnapshotError,
+};
+
+fn rendered(text: &str) -> Vec<Rendered> {
+    let of = |name: &str| Rendered {
+        name: name.into(),
+        identity: format!("{name} {text}").into_bytes(),
+        gzip: format!("gz {name} {text}").into_bytes(),
+    };
+    vec![of("index.json"), of("images.json")]
+}
+
+fn encoded(text: &str, previous: &Lineage, now: u64) -> Vec<u8> {
+    let problem = Problem::new(Path::new("images/a"), "reason", "remedy");
+    snapshot::encode(&rendered(text), &[problem], snapshot::Counts::default(), previous, now)
+}
+
+#[test]
+fn a_snapshot_reads_back() {
+    let bytes = encoded("x", &Lineage::default(), 1_700_000_000_999);
+    let snapshot = Snapshot::from_bytes(bytes).unwrap();
+    assert_eq!(snapshot.generation(), 1);
+    assert_eq!(snapshot.names().collect::<Vec<_>>(), ["images.json", "index.json"]);
+    let images = snapshot.document("images.json").unwrap();
+    assert_eq!(images.identity.bytes, b"images.json x");
+    assert_eq!(images.gzip.bytes, b"gz images.json x");
+    assert_ne!(images.identity.etag, images.gzip.etag);
+    assert!(images.identity.etag.starts_with('"') && images.identity.etag.ends_with('"'));
+    assert_eq!(images.last_modified, 1_700_000_000);
+    assert_eq!(snapshot.problems().len(), 1);
+    assert!(snapshot.document("nothing.json").is_none());
+}
+
+/// nginx compares If-Modified-Since exactly: a changed document must not keep its time, an
+/// unchanged one must.
+#[test]
+fn modification_times_follow_the_content() {
+    let first = Snapshot::from_bytes(encoded("x", &Lineage::default(), 10_000)).unwrap();
+    let modified = |snapshot: &Snapshot| snapshot.document("images.json").unwrap().last_modified;
+    let same = Snapshot::from_bytes(encoded("x", &Lineage::from(&first), 99_000)).unwrap();
+    assert_eq!((modified(&same), same.generation()), (10, 2));
+    let changed = Snapshot::from_bytes(encoded("y", &Lineage::from(&same), 10_400)).unwrap();
+    assert_eq!(modified(&changed), 11, "in the same second");
+    let back = Snapshot::from_bytes(encoded("x", &Lineage::from(&changed), 5_000)).unwrap();
+    assert_eq!(modified(&back), 12, "although the clock went back");
+}
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_noticed() {
+    let good = encoded("x", &Lineage::default(), 1);
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            assert!(Snapshot::from_bytes(bad).is_err(), "byte {at}, bit {bit}");
+        }
+        assert!(Snapshot::from_bytes(good[..at].to_vec()).is_err(), "cut at {at}");
+    }
+    assert!(Snapshot::from_bytes([&good[..], b"x"].concat()).is_err(), "longer");
+}
+
+#[test]
+fn a_newer_layout_is_named() {
+    let mut newer = encoded("x", &Lineage::default(), 1);
+    newer[8] = 2;
+    let err = Snapshot::from_bytes(newer).unwrap_err();
+    assert!(matches!(err, SnapshotError::Layout { found: 2, .. }), "{err}");
+}
+
+struct State {
+    dir: tempfile::TempDir,
+}
+
+impl State {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn builder(&self, settings: &Settings) -> Builder {
+        Builder::spawn(BuilderOptions {
+            state_dir: self.dir.path().to_owned(),
+            indexes: vec![settings.clone()],
+            threads: NonZeroUsize::MIN,
+        })
+        .unwrap()
+    }
+
+    fn follow(&self, id: &str) -> (Follower, Arc<SnapshotCell>) {
+        let cell = Arc::<SnapshotCell>::default();
+        let followed = Followed { id: id.into(), cell: Arc::clone(&cell) };
+        (Follower::spawn(self.dir.path(), vec![followed]).unwrap(), cell)
+    }
+}
+
+#[track_caller]
+fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Site::DEADLINE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::yield_now();
+    }
+}
+
+fn versions(cell: &SnapshotCell) -> u64 {
+    cell.load().as_ref().map_or(0, |snapshot| snapshot.counts().versions)
+}
+
+#[test]
+fn builder_and_follower_meet_in_the_state_directory() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let (follower, cell) = state.follow(&settings.id());
+    assert!(cell.load().is_none());
+    let builder = state.builder(&settings);
+    wait("the first version", || versions(&cell) == 1);
+    site.image("images/a/1/amd64/default/20240102", "two");
+    wait("the second version", || versions(&cell) == 2);
+    drop((builder, follower));
+
+    // What was published last is there at once, before anything looks at the tree.
+    let (_follower, cell) = state.follow(&settings.id());
+    assert_eq!(versions(&cell), 2);
+}
+
+#[test]
+fn a_restart_without_a_change_is_no_new_generation() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let (_follower, cell) = state.follow(&settings.id());
+    let builder = state.builder(&settings);
+    wait("a generation", || versions(&cell) == 1);
+    drop(builder);
+    let before = cell.load_full().unwrap();
+    let builder = state.builder(&settings);
+    site.image("images/a/1/amd64/default/20240102", "two");
+    wait("the next generation", || versions(&cell) == 2);
+    drop(builder);
+    let after = cell.load_full().unwrap();
+    assert_eq!(after.generation(), before.generation() + 1);
+}
+
+#[test]
+fn the_second_builder_waits_and_takes_over() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let (_follower, cell) = state.follow(&settings.id());
+    let first = state.builder(&settings);
+    wait("the first builder", || versions(&cell) == 1);
+    let second = state.builder(&settings);
+    drop(first);
+    site.image("images/a/1/amd64/default/20240102", "two");
+    wait("the second builder", || versions(&cell) == 2);
+    drop(second);
+}
+
+#[test]
+fn a_damaged_snapshot_is_kept_out_and_made_again() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let (_follower, cell) = state.follow(&settings.id());
+    drop({
+        let builder = state.builder(&settings);
+        wait("a generation", || versions(&cell) == 1);
+        builder
+    });
+    let path = snapshot::path(state.dir.path(), &settings.id());
+    let good = fs::read(&path).unwrap();
+    let damage = |bytes: &[u8]| {
+        let beside = state.dir.path().join("beside");
+        fs::write(&beside, bytes).unwrap();
+        fs::rename(&beside, &path).unwrap();
+    };
+    let mut flipped = good.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let mut newer = good.clone();
+    newer[8] = 200;
+    for bad in [&good[..good.len() / 2], &[], &flipped, &newer] {
+        damage(bad);
+        let (_fresh, empty) = state.follow(&settings.id());
+        assert!(empty.load().is_none(), "a fresh follower took it");
+        assert_eq!(versions(&cell), 1, "the running one let go of the good one");
+        let builder = state.builder(&settings);
+        wait("a new snapshot", || versions(&empty) == 1);
+        drop(builder);
+        assert!(Snapshot::open(&path).is_ok());
+    }
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_is_tried_again() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let builder = state.builder(&settings);
+    let (_follower, cell) = state.follow(&settings.id());
+    wait("a generation", || versions(&cell) == 1);
+    // Root writes everywhere, so a directory stands in the way instead of a missing permission.
+    let path = snapshot::path(state.dir.path(), &settings.id());
+    let mut beside = path.clone().into_os_string();
+    beside.push(".new");
+    fs::create_dir(&beside).unwrap();
+    site.image("images/a/1/amd64/default/20240102", "two");
+    wait("the generation before stays", || versions(&cell) == 1 && path.exists());
+    fs::remove_dir(&beside).unwrap();
+    wait("the next try", || versions(&cell) == 2);
+    drop(builder);
+}
