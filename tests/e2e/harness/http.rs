@@ -42,6 +42,12 @@ impl Ask {
         self
     }
 
+    /// Asks the server of this name.
+    pub(crate) fn host(mut self, name: &str) -> Self {
+        self.headers = self.headers.replace("Host: localhost", &format!("Host: {name}"));
+        self
+    }
+
     pub(crate) fn body(mut self, body: &str) -> Self {
         body.clone_into(&mut self.body);
         let length = body.len().to_string();

@@ -214,13 +214,19 @@ impl Nginx<'_> {
     /// Lets nginx quit, and looks through its error log.
     #[track_caller]
     pub(crate) fn finish(mut self) {
-        self.quit_and_check();
+        self.end_and_check(Signal::QUIT);
+    }
+
+    /// The same, without waiting for connections.
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        self.end_and_check(Signal::TERM);
     }
 
     #[track_caller]
-    fn quit_and_check(&mut self) {
+    fn end_and_check(&mut self, how: Signal) {
         self.finished = true;
-        signal(self.master(), Signal::QUIT);
+        signal(self.master(), how);
         let status: ExitStatus = until("nginx quits", || self.child.try_wait().expect("own child"));
         let log = self.error_log();
         let alarms: Vec<&str> = log
@@ -249,7 +255,7 @@ impl Nginx<'_> {
 impl Drop for Nginx<'_> {
     fn drop(&mut self) {
         if !self.finished && !std::thread::panicking() {
-            self.quit_and_check();
+            self.end_and_check(Signal::QUIT);
             return;
         }
         if std::thread::panicking() {

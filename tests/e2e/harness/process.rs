@@ -47,7 +47,7 @@ impl Process {
         names
     }
 
-    /// What each open descriptor refers to, sorted.
+    /// What each open descriptor refers to, sorted; of sockets and pipes only that they are such.
     pub(crate) fn descriptors(self) -> Vec<String> {
         let mut targets: Vec<String> = fs::read_dir(format!("/proc/{}/fd", self.0))
             .into_iter()
@@ -55,23 +55,51 @@ impl Process {
             .flatten()
             .filter_map(|fd| fs::read_link(fd.path()).ok())
             .map(|target| target.display().to_string())
+            .map(|target| match target.split_once(":[") {
+                Some((kind, _)) => kind.to_owned(),
+                None => target,
+            })
             .collect();
         targets.sort();
         targets
     }
 
-    /// The mask of blocked signals of each thread but the first.
-    pub(crate) fn masks_of_other_threads(self) -> Vec<u64> {
+    /// Every thread but the first.
+    pub(crate) fn other_threads(self) -> Vec<Thread> {
         fs::read_dir(format!("/proc/{}/task", self.0))
             .into_iter()
             .flatten()
             .flatten()
             .filter(|task| task.file_name() != *self.0.to_string())
             .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
-            .filter_map(|status| {
-                let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
-                u64::from_str_radix(line.trim(), 16).ok()
-            })
+            .map(|status| Thread::parse(&status))
             .collect()
+    }
+
+    /// The CPUs that the first thread may run on.
+    pub(crate) fn cpus(self) -> String {
+        Thread::parse(&self.file("status").expect("a live process")).cpus
+    }
+}
+
+/// A thread, as the system describes it.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    /// Blocked signals: signal n is bit n - 1.
+    pub(crate) blocked: u64,
+    /// CPUs that it may run on.
+    pub(crate) cpus: String,
+}
+
+impl Thread {
+    fn parse(status: &str) -> Self {
+        let field = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+        };
+        Self {
+            blocked: u64::from_str_radix(&field("SigBlk:"), 16).expect("hexadecimal"),
+            cpus: field("Cpus_allowed_list:"),
+        }
     }
 }
