@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Part};
+use crate::fields::{self, Fields, short_aliases};
 use crate::kind::Root;
 use crate::name::ProductName;
 use crate::settings::Aliases;
+use crate::tree::join;
 use crate::{Digest, Problem, arch};
 
 /// All products of an index, in order.
@@ -27,6 +29,17 @@ pub struct Product {
     pub aliases: Vec<String>,
     /// Versions by name.
     pub versions: BTreeMap<String, Arc<Entry>>,
+    /// What overrides in the tree say.
+    pub fields: Fields,
+}
+
+impl Product {
+    /// Whether a delta can start from the version called `name`: clients find the base by the
+    /// fingerprint of its squashfs.
+    pub fn is_base(&self, name: &str) -> bool {
+        let base = self.versions.get(name);
+        base.is_some_and(|entry| entry.parts().any(|part| part == Part::Split(Root::Squashfs)))
+    }
 }
 
 impl Catalog {
@@ -35,6 +48,7 @@ impl Catalog {
     /// The problems are those that only show when entries are seen together.
     pub fn new<'a>(
         entries: impl IntoIterator<Item = &'a Arc<Entry>>,
+        overrides: &fields::Files,
         aliases: Aliases,
     ) -> (Self, Vec<Problem>) {
         let mut catalog = Self::default();
@@ -45,10 +59,17 @@ impl Catalog {
             product.versions.insert(entry.version.clone(), Arc::clone(entry));
         }
         for (name, product) in &mut catalog.products {
+            product.fields = overrides.fields(name, product.versions.keys().map(String::as_str));
             product.aliases = default_aliases(name, aliases);
+            for alias in &product.fields.aliases {
+                if !product.aliases.contains(alias) {
+                    product.aliases.push(alias.clone());
+                }
+            }
         }
         catalog.drop_equal_fingerprints(&mut problems);
         catalog.report_alias_clashes(&mut problems);
+        catalog.report_deltas(&mut problems);
         (catalog, problems)
     }
 
@@ -63,14 +84,14 @@ impl Catalog {
         for (name, product) in &self.products {
             let newest = product.versions.last_key_value().map(|(version, _)| version);
             for (version, entry) in &product.versions {
-                for root in entry.roots() {
+                for part in entry.parts() {
                     let candidate = Candidate {
                         older: newest != Some(version),
                         version: std::cmp::Reverse(version.clone()),
                         product: name.clone(),
-                        root,
+                        part,
                     };
-                    for fingerprint in entry.fingerprints(root) {
+                    for fingerprint in entry.fingerprints(part) {
                         by_fingerprint.entry(fingerprint).or_default().insert(candidate.clone());
                     }
                 }
@@ -99,7 +120,7 @@ impl Catalog {
         let Some(entry) = product.versions.remove(&loser.version.0) else {
             return;
         };
-        let rest = entry.without(loser.root);
+        let rest = entry.without(loser.part);
         let gone = rest.is_none();
         if let Some(rest) = rest {
             product.versions.insert(loser.version.0.clone(), Arc::new(rest));
@@ -110,7 +131,7 @@ impl Catalog {
                 if gone { std::mem::take(&mut product.aliases) } else { product.aliases.clone() };
             let same_arch =
                 arch::canonical(loser.product.arch()) == arch::canonical(winner.product.arch());
-            if same_arch && loser.root.is_vm() == winner.root.is_vm() {
+            if same_arch && loser.part.is_vm() == winner.part.is_vm() {
                 remedy = "remove one of the two; until then its aliases lead to the other";
                 if let Some(winner) = self.products.get_mut(&winner.product) {
                     for alias in aliases {
@@ -129,7 +150,7 @@ impl Catalog {
             format!(
                 "its {} image has the fingerprint of \"{winner_path}\"; clients refuse an image \
                  that is there twice",
-                loser.root.ftype()
+                loser.part.ftype()
             ),
             remedy,
         ));
@@ -137,7 +158,22 @@ impl Catalog {
 
     fn entry(&self, candidate: &Candidate) -> Option<&Arc<Entry>> {
         let entry = self.products.get(&candidate.product)?.versions.get(&candidate.version.0)?;
-        entry.roots().any(|root| root == candidate.root).then_some(entry)
+        entry.parts().any(|part| part == candidate.part).then_some(entry)
+    }
+
+    /// Reports deltas that are left out because no client could use them.
+    fn report_deltas(&self, problems: &mut Vec<Problem>) {
+        for product in self.products.values() {
+            for entry in product.versions.values() {
+                for (base, file) in entry.delta_bases().filter(|(base, _)| !product.is_base(base)) {
+                    problems.push(Problem::new(
+                        Path::new(&join(&entry.path, file)),
+                        format!("it is the difference to \"{base}\", which is not listed with a squashfs"),
+                        "remove it, or bring that version back",
+                    ));
+                }
+            }
+        }
     }
 
     /// Reports aliases that two products of one architecture and type claim. Clients give such an
@@ -145,14 +181,16 @@ impl Catalog {
     fn report_alias_clashes(&self, problems: &mut Vec<Problem>) {
         let mut owners: HashMap<(&str, Option<&str>, bool), &ProductName> = HashMap::new();
         let mut sorted: Vec<_> = self.products.iter().collect();
-        sorted.sort_by_cached_key(|(name, _)| {
-            (name.os().to_owned(), name.release().to_owned(), name.variant(), (*name).clone())
+        sorted.sort_by_cached_key(|(name, product)| {
+            let os = product.fields.os.clone().unwrap_or_else(|| name.os().to_owned());
+            let variant = product.fields.variant.clone().unwrap_or_else(|| name.variant());
+            (os, name.release().to_owned(), variant, (*name).clone())
         });
         for (name, product) in sorted {
             let types: BTreeSet<bool> = product
                 .versions
                 .values()
-                .flat_map(|entry| entry.roots().map(Root::is_vm))
+                .flat_map(|entry| entry.parts().map(Part::is_vm))
                 .collect();
             let mut clashes = BTreeSet::new();
             for alias in &product.aliases {
@@ -186,22 +224,14 @@ struct Candidate {
     older: bool,
     version: std::cmp::Reverse<String>,
     product: ProductName,
-    root: Root,
+    part: Part,
 }
 
 /// The aliases that a product gets without anybody asking.
 fn default_aliases(product: &ProductName, forms: Aliases) -> Vec<String> {
     let mut aliases = Vec::new();
-    let variant = product.variant();
     if forms.short {
-        let short = format!("{}/{}", product.os(), product.release());
-        if variant.is_empty() {
-            aliases.push(short);
-        } else if variant == "default" {
-            aliases.extend([format!("{short}/default"), short]);
-        } else {
-            aliases.push(format!("{short}/{variant}"));
-        }
+        aliases.extend(short_aliases(product.os(), product.release(), &product.variant()));
     }
     if forms.path {
         aliases.push(product.join("/"));

@@ -16,7 +16,8 @@ use crate::cache::HashCache;
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::tree::{Stamp, Tree, join};
-use crate::{Digest, Problem, whole};
+use crate::unified::{self, Inside};
+use crate::{Digest, Problem, sums, whole};
 
 /// Bytes between two looks at the stop flag: a helper must be gone within a second of being told.
 const CHUNK: usize = 1 << 20;
@@ -51,8 +52,16 @@ enum Failure {
     Stopped,
 }
 
-/// The hashes of the version at `path` if the cache knows them all.
+/// The hashes of the version at `path` if the cache knows them all, and nothing else has to be
+/// looked into.
 pub fn cached(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+    if plan.sums.is_some() || !plan.unified.is_empty() {
+        return None;
+    }
+    known(plan, cache)
+}
+
+fn known(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     let mut hashes = Hashes::default();
     for file in plan.files() {
         hashes.files.insert(file.name.clone(), cache.file(&file.stamp)?);
@@ -68,15 +77,107 @@ pub fn cached(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
 
 /// Hashes the version at `path`, reading only what the cache does not know.
 pub fn hash(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Outcome {
-    if let Some(hashes) = cached(plan, context.cache) {
-        return Outcome::Hashed(hashes);
-    }
-    let mut buffer = vec![0; CHUNK];
-    match read_all(tree, path, plan, context, &mut buffer) {
+    match verified(tree, path, plan, context) {
         Ok(hashes) => Outcome::Hashed(hashes),
         Err(Failure::Changed) => Outcome::Changed,
         Err(Failure::Broken(problem)) => Outcome::Broken(problem),
         Err(Failure::Stopped) => Outcome::Stopped,
+    }
+}
+
+fn verified(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Result<Hashes, Failure> {
+    for file in plan.unified.values() {
+        look_inside(tree, path, file, plan.doubtful)?;
+    }
+    let hashes = match known(plan, context.cache) {
+        Some(hashes) => hashes,
+        None => read_all(tree, path, plan, context, &mut vec![0; CHUNK])?,
+    };
+    if let Some(file) = &plan.sums {
+        let content = small_file(tree, &join(path, &file.name), &file.stamp, sums::MAX_BYTES)
+            .map_err(|_| Failure::Changed)?
+            .ok_or(Failure::Changed)?
+            .map_err(Failure::Broken)?;
+        sums::check(path, &file.name, &content, &hashes.files).map_err(Failure::Broken)?;
+    }
+    Ok(hashes)
+}
+
+/// Makes sure that a unified tarball is one that clients can use; where its name leaves that open,
+/// it must be seen to be one.
+fn look_inside(
+    tree: &Tree,
+    directory: &str,
+    found: &FoundFile,
+    doubtful: bool,
+) -> Result<(), Failure> {
+    let path = join(directory, &found.name);
+    let file = open(tree, &path, &found.stamp)?;
+    let inside = unified::look(&file).map_err(|err| failure(&path, &err))?;
+    let problem = |path: &str, reason, remedy| {
+        Err(Failure::Broken(Problem::new(Path::new(path), reason, remedy)))
+    };
+    match inside {
+        Inside::Container => Ok(()),
+        Inside::VirtualMachine => problem(
+            &path,
+            "it is a virtual machine in one tarball, which clients before Incus 7.1 take for a \
+             container",
+            "split it into metadata and disk.qcow2",
+        ),
+        Inside::Unknown if !doubtful => Ok(()),
+        Inside::NoRoot if !doubtful => {
+            problem(&path, "there is no root in it", "pack rootfs/ beside metadata.yaml")
+        }
+        Inside::NoRoot | Inside::Unknown => problem(
+            directory,
+            "the version holds no root",
+            "add rootfs.squashfs, rootfs.tar.xz or disk.qcow2",
+        ),
+    }
+}
+
+/// The content of a file of at most `limit` bytes, or the problem that keeps it from being read.
+///
+/// # Errors
+///
+/// `Ok(None)` if it is not the file with `stamp` any more, an error if it went away.
+pub fn small_file(
+    tree: &Tree,
+    path: &str,
+    stamp: &Stamp,
+    limit: u64,
+) -> io::Result<Option<Result<Vec<u8>, Problem>>> {
+    if stamp.size > limit {
+        return Ok(Some(Err(Problem::new(
+            Path::new(path),
+            format!("it has {} bytes, more than the {limit} that are read", stamp.size),
+            "replace it by a smaller one",
+        ))));
+    }
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = tree.open(path, stamp)? else {
+            return Ok(None);
+        };
+        let mut content = Vec::new();
+        (&file).take(limit).read_to_end(&mut content)?;
+        Ok((Stamp::of(&file.metadata()?) == *stamp).then_some(content))
+    };
+    match read() {
+        Ok(content) => Ok(content.map(Ok)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Err(err),
+        Err(err) => Ok(Some(Err(unreadable(path, &err)))),
+    }
+}
+
+fn open(tree: &Tree, path: &str, stamp: &Stamp) -> Result<File, Failure> {
+    tree.open(path, stamp).map_err(|err| failure(path, &err))?.ok_or(Failure::Changed)
+}
+
+fn failure(path: &str, err: &io::Error) -> Failure {
+    match err.kind() {
+        io::ErrorKind::NotFound => Failure::Changed,
+        _ => Failure::Broken(unreadable(path, err)),
     }
 }
 
@@ -118,6 +219,14 @@ fn read_all(
             hashes.pairs.insert((client, root), combined);
         }
     }
+    for file in plan.unified.values().chain(plan.deltas.values()) {
+        let mut state = [Sha256::new()];
+        read(tree, path, file, &mut state, context, buffer)?;
+        let [state] = state;
+        let digest = digest(state);
+        context.cache.put_file(file.stamp, digest);
+        hashes.files.insert(file.name.clone(), digest);
+    }
     Ok(hashes)
 }
 
@@ -131,12 +240,11 @@ fn read(
     buffer: &mut [u8],
 ) -> Result<(), Failure> {
     let path = join(directory, &found.name);
-    let failed = |err: io::Error| match err.kind() {
-        io::ErrorKind::NotFound => Failure::Changed,
-        _ => Failure::Broken(unreadable(&path, &err)),
-    };
-    let file = tree.open(&path, &found.stamp).map_err(failed)?.ok_or(Failure::Changed)?;
-    if let Err(whole::CutShort(reason)) = whole::check(&file, found.stamp.size).map_err(failed)? {
+    let failed = |err: io::Error| failure(&path, &err);
+    let file = open(tree, &path, &found.stamp)?;
+    let go_on = || !context.stop.load(Ordering::Relaxed);
+    let whole = whole::check(&file, found.stamp.size, &go_on).map_err(failed)?;
+    if let Err(whole::CutShort(reason)) = whole {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
     }
     let length = feed(&file, lanes, context, buffer).map_err(failed)?.ok_or(Failure::Stopped)?;

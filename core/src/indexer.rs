@@ -18,12 +18,12 @@ use crate::hash::{self, Outcome};
 use crate::kind::Kind;
 use crate::pool::{Job, Pool, Priority};
 use crate::progress::Gauges;
-use crate::quiet::Writers;
-use crate::scan::{self, FoundVersion};
+use crate::quiet::{Quiet, Writers};
+use crate::scan::{self, FoundFile, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
 use crate::watch::{RawEvent, Touch, Watcher, What};
-use crate::{Problem, Settings};
+use crate::{Problem, Settings, fields, overrides};
 
 use anchors::Anchors;
 use publish::Publisher;
@@ -32,6 +32,9 @@ pub(crate) use publish::{Signal, Sink};
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// The one name with a dot that is looked at.
+const REQUIREMENTS: &str = ".requirements";
 
 /// Events taken in before the next look at deadlines and publishing: a flood of them must not keep
 /// a finished version from being published.
@@ -64,6 +67,7 @@ pub(crate) struct Indexer {
     writers: Writers,
     anchors: Anchors,
     versions: BTreeMap<String, Version>,
+    overrides: fields::Files,
     /// Problems of directories, each with the directory whose walk finds it.
     problems: Vec<(String, Problem)>,
     /// Paths at which something happened.
@@ -99,6 +103,7 @@ impl Indexer {
             writers: Writers::default(),
             anchors,
             versions: BTreeMap::new(),
+            overrides: fields::Files::default(),
             problems: Vec::new(),
             dirty: BTreeSet::new(),
             deadlines: BTreeSet::new(),
@@ -195,7 +200,7 @@ impl Indexer {
     }
 
     fn touched(&mut self, directory: &str, name: &[u8], what: What) {
-        if name.starts_with(b".") {
+        if name.starts_with(b".") && name != REQUIREMENTS.as_bytes() {
             return;
         }
         let Ok(name) = str::from_utf8(name) else {
@@ -216,7 +221,10 @@ impl Indexer {
                 self.pool.cache().forget(&stamp);
             }
             self.dirty.insert(directory.to_owned());
-        } else if !directory.is_empty() || self.settings.streams.iter().any(|s| s == name) {
+        } else if !directory.is_empty()
+            || name == REQUIREMENTS
+            || self.settings.streams.iter().any(|stream| stream == name)
+        {
             self.dirty.insert(path);
         }
     }
@@ -248,14 +256,17 @@ impl Indexer {
             return self.look_at_version(found, false);
         }
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if fields::format(name).is_some() {
+            return self.look_at_override(path);
+        }
         match self.tree.entry(path) {
             Ok(tree::Entry::Directory { link: None }) => self.walk(path, false),
-            Ok(tree::Entry::File { .. }) if Kind::of(name) == Kind::Other => {}
+            Ok(tree::Entry::File { .. }) if !Kind::of(name).is_image() => {}
             Err(_) if parent.is_empty() => self.walk(path, false),
             Err(_) => {
                 // Gone; and the directory may be without the file that was wrong in it.
                 self.walk(path, false);
-                if Kind::of(name) != Kind::Other {
+                if Kind::of(name).is_image() {
                     self.walk(parent, false);
                 }
             }
@@ -268,6 +279,7 @@ impl Indexer {
         if let Some(watcher) = &mut self.watcher {
             watcher.add(&self.tree, "");
         }
+        self.look_at_override(REQUIREMENTS);
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
         }
@@ -329,10 +341,54 @@ impl Indexer {
             }
             self.writers.forget_below(path);
         }
+        for override_file in self.overrides.below(path) {
+            if !self.tree.absolute(&override_file).exists() {
+                self.overrides.remove(&override_file);
+            }
+        }
+        for (path, file) in walk.overrides {
+            self.take_override(&path, &file);
+        }
         for version in walk.versions {
             self.look_at_version(version, retry);
         }
         self.publisher.touch();
+    }
+
+    fn look_at_override(&mut self, path: &str) {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        match self.tree.entry(path) {
+            Ok(tree::Entry::File { meta }) => {
+                self.take_override(path, &FoundFile::new(name.to_owned(), &meta));
+            }
+            _ if self.overrides.remove(path) => self.publisher.touch(),
+            // Something that is no file has the name of one.
+            Ok(_) if !parent.is_empty() => self.walk(parent, false),
+            _ => {}
+        }
+    }
+
+    /// Reads a file of overrides, once it is quiet.
+    fn take_override(&mut self, path: &str, file: &FoundFile) {
+        let Some(format) = fields::format(&file.name) else {
+            return;
+        };
+        if self.overrides.is_current(path, &file.stamp) {
+            return;
+        }
+        let now = (Instant::now(), SystemTime::now());
+        if let Quiet::At(when) = self.writers.quiet(path, file, now.0, now, self.settings.settle) {
+            self.deadlines.insert((when, path.to_owned()));
+            return;
+        }
+        match hash::small_file(&self.tree, path, &file.stamp, overrides::MAX_BYTES) {
+            Ok(Some(content)) => {
+                self.overrides.insert(path, format, file.stamp, content);
+                self.publisher.touch();
+            }
+            // Changed meanwhile: look again, whether or not an event says so.
+            _ => drop(self.deadlines.insert((now.0 + RETRY, path.to_owned()))),
+        }
     }
 
     fn look_at_version(&mut self, found: FoundVersion, retry: bool) {
@@ -371,6 +427,15 @@ impl Indexer {
         }
         if verdict.unlisted {
             self.publisher.hurry();
+        }
+        for known in self.overrides.below(path) {
+            let name = known.rsplit('/').next().unwrap_or(&known);
+            if !verdict.overrides.iter().any(|file| file.name == name) {
+                self.overrides.remove(&known);
+            }
+        }
+        for file in &verdict.overrides {
+            self.take_override(&join(path, &file.name), file);
         }
         if let Some(when) = verdict.again {
             self.deadlines.insert((when, path.to_owned()));
@@ -477,6 +542,7 @@ impl Indexer {
         let mut problems: Vec<Problem> =
             self.problems.iter().map(|(_, problem)| problem.clone()).collect();
         problems.extend(self.versions.values().flat_map(Version::problems).cloned());
+        problems.extend(self.overrides.problems().cloned());
         problems.extend(self.anchors.problems(&self.tree, |stream| {
             self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
         }));
@@ -491,6 +557,7 @@ impl Indexer {
             return;
         }
         let entries = self.versions.values().filter_map(Version::entry);
-        self.publisher.publish(entries, problems, self.anchors.root_missing());
+        let root_missing = self.anchors.root_missing();
+        self.publisher.publish(entries, &self.overrides, problems, root_missing);
     }
 }

@@ -36,12 +36,16 @@ mod arch;
 mod cache;
 mod catalog;
 mod entry;
+mod fields;
 mod hash;
 mod kind;
 mod name;
+mod overrides;
 mod render;
 mod scan;
+mod sums;
 mod tree;
+mod unified;
 mod version;
 mod whole;
 

@@ -128,6 +128,11 @@ impl ProductName {
         self.components[MIN_COMPONENTS..].join("/")
     }
 
+    /// All components.
+    pub fn components(&self) -> &[String] {
+        &self.components
+    }
+
     /// All components, joined by `separator`.
     pub fn join(&self, separator: &str) -> String {
         self.components.join(separator)

@@ -42,17 +42,32 @@ struct Products<'a> {
 struct ProductDocument<'a> {
     aliases: String,
     arch: &'a str,
+    /// What LXD 5.0.0 to 5.0.2 read.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    lxd_requirements: &'a BTreeMap<String, String>,
     os: &'a str,
     release: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release_codename: Option<&'a str>,
     release_title: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    requirements: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    support_eol: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supported: Option<bool>,
     #[serde(skip_serializing_if = "String::is_empty")]
     variant: String,
-    versions: BTreeMap<&'a str, VersionDocument>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    versions: BTreeMap<&'a str, VersionDocument<'a>>,
 }
 
 #[derive(Serialize)]
-struct VersionDocument {
+struct VersionDocument<'a> {
     items: BTreeMap<String, Item>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
 }
 
 const DATATYPE: &str = "image-downloads";
@@ -93,27 +108,37 @@ pub fn render(catalog: &Catalog, streams: &[String]) -> Vec<Rendered> {
 /// Counts what the catalog lists.
 pub fn count(catalog: &Catalog) -> Counts {
     let mut counts = Counts { products: catalog.products.len() as u64, ..Counts::default() };
-    for entry in catalog.products.values().flat_map(|product| product.versions.values()) {
-        counts.versions += 1;
-        counts.items += entry.items().len() as u64;
-        counts.bytes += entry.bytes();
+    for product in catalog.products.values() {
+        for entry in product.versions.values() {
+            counts.versions += 1;
+            counts.items += entry.items(|base| product.is_base(base)).len() as u64;
+            counts.bytes += entry.bytes();
+        }
     }
     counts
 }
 
 fn product_document<'a>(name: &'a ProductName, product: &'a Product) -> ProductDocument<'a> {
+    let fields = &product.fields;
+    let versions = product.versions.iter().map(|(version, entry)| {
+        let items = entry.items(|base| product.is_base(base));
+        let label = fields.labels.get(version).map(String::as_str);
+        (version.as_str(), VersionDocument { items, label })
+    });
     ProductDocument {
         aliases: product.aliases.join(","),
         arch: name.arch(),
-        os: name.os(),
+        lxd_requirements: &fields.requirements,
+        os: fields.os.as_deref().unwrap_or(name.os()),
         release: name.release(),
-        release_title: name.release(),
-        variant: name.variant(),
-        versions: product
-            .versions
-            .iter()
-            .map(|(version, entry)| (version.as_str(), VersionDocument { items: entry.items() }))
-            .collect(),
+        release_codename: fields.release_codename.as_deref(),
+        release_title: fields.release_title.as_deref().unwrap_or(name.release()),
+        requirements: &fields.requirements,
+        support_eol: fields.support_eol.as_deref(),
+        supported: fields.supported,
+        variant: fields.variant.clone().unwrap_or_else(|| name.variant()),
+        version: fields.version.as_deref(),
+        versions: versions.collect(),
     }
 }
 

@@ -24,8 +24,21 @@ const MAX_FILES: usize = 1000;
 pub struct Walk {
     /// Directories that hold a version.
     pub versions: Vec<FoundVersion>,
+    /// Files of overrides outside of versions, by path.
+    pub overrides: Vec<(String, FoundFile)>,
     /// What is wrong, each with the directory whose next walk finds it again.
     pub problems: Vec<(String, Problem)>,
+}
+
+/// What [`files`] found in the directory of a version.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// Files that are listed, or that a promise is about.
+    pub images: Vec<FoundFile>,
+    /// Files of overrides.
+    pub overrides: Vec<FoundFile>,
+    /// What is wrong with others.
+    pub problems: Vec<Problem>,
 }
 
 /// The directory of a version.
@@ -185,8 +198,14 @@ impl Walker<'_> {
                     }
                     Judged::Bad(problem) => self.problem(path, problem),
                 },
-                Ok(Entry::File { .. }) if Kind::of(&lossy) != Kind::Other => {
+                Ok(Entry::File { .. }) if Kind::of(&lossy).is_image() => {
                     image.get_or_insert(lossy);
+                }
+                Ok(Entry::File { meta }) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
+                    self.found.overrides.push((below, FoundFile::new(lossy, &meta)));
+                }
+                Ok(Entry::Special) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
+                    self.problem(path, irregular(&below));
                 }
                 Ok(Entry::Outside) => self.problem(path, outside(&below)),
                 Ok(_) => {}
@@ -205,16 +224,26 @@ impl Walker<'_> {
     }
 }
 
+impl FoundFile {
+    /// A file called `name`.
+    pub fn new(name: String, meta: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self { kind: Kind::of(&name), name, stamp: Stamp::of(meta), links: meta.nlink() }
+    }
+}
+
 /// Lists the files of a version that have a known kind, sorted by name, and what is wrong with
 /// others.
 ///
 /// # Errors
 ///
 /// When the directory cannot be read.
-pub fn files(tree: &Tree, path: &str) -> io::Result<(Vec<FoundFile>, Vec<Problem>)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let (mut files, mut problems) = (Vec::new(), Vec::new());
-    for name in read_dir(tree, path)? {
+pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
+    let mut files = Files::default();
+    let mut names = read_dir(tree, path)?;
+    // Well-known names first, lest the bound leaves them out.
+    names.sort_by_cached_key(|name| Kind::rank(&String::from_utf8_lossy(name)));
+    for name in names {
         let lossy = String::from_utf8_lossy(&name);
         let kind = Kind::of(&lossy);
         if kind == Kind::Other {
@@ -222,11 +251,11 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<(Vec<FoundFile>, Vec<Problem
         }
         let below = join(path, &lossy);
         if let Err(BadName { reason, remedy }) = check_path_component(&name) {
-            problems.push(Problem::new(Path::new(&below), reason, remedy));
+            files.problems.push(Problem::new(Path::new(&below), reason, remedy));
             continue;
         }
-        if files.len() == MAX_FILES {
-            problems.push(Problem::new(
+        if files.images.len() == MAX_FILES {
+            files.problems.push(Problem::new(
                 Path::new(path),
                 format!("the version holds more than {MAX_FILES} image files; the rest is ignored"),
                 "give every image a version of its own",
@@ -234,37 +263,34 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<(Vec<FoundFile>, Vec<Problem
             break;
         }
         match tree.entry(&below) {
-            Ok(Entry::File { meta }) => files.push(FoundFile {
-                name: lossy.into_owned(),
-                kind,
-                stamp: Stamp::of(&meta),
-                links: meta.nlink(),
-            }),
-            Ok(Entry::Outside) => problems.push(outside(&below)),
-            Ok(Entry::Dangling) => problems.push(Problem::new(
+            Ok(Entry::File { meta }) => {
+                let file = FoundFile::new(lossy.into_owned(), &meta);
+                match kind {
+                    Kind::Overrides(_) => files.overrides.push(file),
+                    _ => files.images.push(file),
+                }
+            }
+            Ok(Entry::Outside) => files.problems.push(outside(&below)),
+            Ok(Entry::Dangling) => files.problems.push(Problem::new(
                 Path::new(&below),
                 "the symbolic link leads nowhere",
                 "restore its target or remove it",
             )),
-            Ok(Entry::Directory { .. } | Entry::Special) => problems.push(Problem::new(
-                Path::new(&below),
-                "it has the name of an image file, but is no regular file",
-                "replace it by the file",
-            )),
+            Ok(Entry::Directory { .. } | Entry::Special) => files.problems.push(irregular(&below)),
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => problems.push(unreadable(&below, &err)),
+            Err(err) => files.problems.push(unreadable(&below, &err)),
         }
     }
-    Ok((files, problems))
+    Ok(files)
 }
 
-/// Names in a directory, sorted, without those that begin with a dot.
+/// Names in a directory, sorted, without those that begin with a dot; `.requirements` alone is seen.
 fn read_dir(tree: &Tree, path: &str) -> io::Result<Vec<Vec<u8>>> {
     use std::os::unix::ffi::OsStringExt as _;
     let mut names = Vec::new();
     for entry in fs::read_dir(tree.absolute(path))? {
         let name = entry?.file_name().into_vec();
-        if !name.starts_with(b".") {
+        if !name.starts_with(b".") || name == b".requirements" {
             names.push(name);
         }
     }
@@ -281,6 +307,14 @@ pub fn unreadable(path: &str, err: &io::Error) -> Problem {
         _ => "see to the file system",
     };
     Problem::new(Path::new(path), format!("it cannot be read ({err})"), remedy)
+}
+
+fn irregular(path: &str) -> Problem {
+    Problem::new(
+        Path::new(path),
+        "it has the name of a file that matters, but is no regular file",
+        "replace it by the file",
+    )
 }
 
 fn outside(path: &str) -> Problem {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::Problem;
-use crate::entry::{self, Entry, Plan};
+use crate::entry::{self, Entry, Incomplete, Plan};
 use crate::quiet::{Quiet, Writers};
 use crate::scan::{self, FoundFile, FoundVersion, unreadable};
 use crate::tree::{Stamp, Tree, join};
@@ -50,6 +50,8 @@ pub struct Verdict {
     pub unlisted: bool,
     /// The directory is gone.
     pub gone: bool,
+    /// The files of overrides in it.
+    pub overrides: Vec<FoundFile>,
 }
 
 /// The circumstances of a look.
@@ -109,7 +111,7 @@ impl Version {
         let (file, _) = self.files.swap_remove(at);
         match &self.state {
             State::Hashing { plan, .. } | State::Broken { plan: Some(plan), .. }
-                if plan.files().any(|planned| planned.name == name) =>
+                if plan.all_files().any(|planned| planned.name == name) =>
             {
                 self.state = State::Resting;
             }
@@ -121,34 +123,35 @@ impl Version {
     /// Looks at the directory and decides.
     pub fn look(&mut self, look: Look<'_>) -> Verdict {
         let path = &self.found.path;
-        let (files, mut notes) = match scan::files(look.tree, path) {
-            Ok(found) => found,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                return Verdict {
-                    gone: true,
-                    unlisted: self.listed.is_some(),
-                    ..Verdict::default()
-                };
-            }
-            Err(err) => {
-                let problem = unreadable(path, &err);
-                self.state = State::Broken { problem, plan: None };
-                let unlisted = self.listed.take().is_some();
-                return Verdict { unlisted, ..Verdict::default() };
-            }
-        };
+        let scan::Files { images: files, overrides, problems: mut notes } =
+            match scan::files(look.tree, path) {
+                Ok(found) => found,
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                    return Verdict {
+                        gone: true,
+                        unlisted: self.listed.is_some(),
+                        ..Verdict::default()
+                    };
+                }
+                Err(err) => {
+                    let problem = unreadable(path, &err);
+                    self.state = State::Broken { problem, plan: None };
+                    let unlisted = self.listed.take().is_some();
+                    return Verdict { unlisted, ..Verdict::default() };
+                }
+            };
         // A file that was written to is not in `self.files` any more, so it counts as new here.
         let known = |file: &FoundFile| {
             self.files.iter().find(|(known, _)| known == file).map(|(_, seen)| *seen)
         };
-        let mut verdict = Verdict::default();
+        let mut verdict = Verdict { overrides, ..Verdict::default() };
         let mut usable = Vec::new();
         let mut intact = 0;
         let mut next = Vec::with_capacity(files.len());
         for file in files {
             let seen = known(&file);
             let listed = self.listed.as_ref().is_some_and(|listed| {
-                seen.is_some() && listed.plan.files().any(|planned| *planned == file)
+                seen.is_some() && listed.plan.all_files().any(|planned| *planned == file)
             });
             let quiet = if listed {
                 intact += 1;
@@ -168,7 +171,7 @@ impl Version {
         }
         let busy = usable.len() < next.len();
         self.files = next;
-        if self.listed.as_ref().is_some_and(|listed| intact < listed.plan.files().count()) {
+        if self.listed.as_ref().is_some_and(|listed| intact < listed.plan.all_files().count()) {
             // Before anything else: what changed is not listed until it has been hashed again.
             self.listed = None;
             verdict.unlisted = true;
@@ -184,7 +187,7 @@ impl Version {
         self.notes = notes;
         match plan {
             Ok(plan) => self.follow(plan, look.retry, &mut verdict),
-            Err(problem) => self.incomplete(problem, look, &mut verdict),
+            Err(incomplete) => self.incomplete(incomplete, look, &mut verdict),
         }
         verdict
     }
@@ -202,7 +205,14 @@ impl Version {
     }
 
     /// Files are missing; that is a problem only if none is on its way.
-    fn incomplete(&mut self, problem: Problem, look: Look<'_>, verdict: &mut Verdict) {
+    fn incomplete(&mut self, incomplete: Incomplete, look: Look<'_>, verdict: &mut Verdict) {
+        let Incomplete { problem, perhaps } = incomplete;
+        if let (Some(listed), Some(plan)) = (&self.listed, &perhaps)
+            && listed.plan == *plan
+        {
+            self.state = State::Resting;
+            return;
+        }
         if self.listed.take().is_some() {
             verdict.unlisted = true;
         }
@@ -216,6 +226,8 @@ impl Version {
             let when = look.now.0 + (look.settle - age);
             verdict.again = Some(verdict.again.map_or(when, |again| again.min(when)));
             self.state = State::Resting;
+        } else if let Some(plan) = perhaps {
+            self.follow(plan, look.retry, verdict);
         } else {
             self.state = State::Broken { problem, plan: None };
         }

@@ -4,8 +4,10 @@
 //! when nobody watched it. A file that does not begin as its name says tells nothing here: clients
 //! go by content, not by name.
 
+mod qcow2;
+
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 
 /// Why a file cannot be whole.
@@ -16,13 +18,14 @@ const SQUASHFS_MAGIC: &[u8] = b"hsqs";
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 /// The end of every xz stream (The .xz File Format 1.2.1, section 2.1.2.4).
 const XZ_END: &[u8] = b"YZ";
+const GZIP_MAGIC: &[u8] = b"\x1f\x8b\x08";
 
-/// Looks at the first and last bytes of `file`, which is `size` bytes long.
+/// Looks at `file`, which is `size` bytes long, and no further once `go_on` says so.
 ///
 /// # Errors
 ///
 /// Those of reading; `Ok(Err(…))` says that and why the file is not whole.
-pub fn check(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
+pub fn check(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Result<(), CutShort>> {
     if size == 0 {
         return Ok(Err(CutShort("it is empty".to_owned())));
     }
@@ -34,7 +37,44 @@ pub fn check(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
     if head.starts_with(XZ_MAGIC) {
         return xz(file, size);
     }
+    if head.starts_with(GZIP_MAGIC) {
+        return gzip(file, go_on);
+    }
+    if head.starts_with(qcow2::MAGIC) {
+        return qcow2::check(file, head, size);
+    }
     Ok(Ok(()))
+}
+
+/// The trailer's length and CRC say nothing about bytes that are not there: only unpacking finds
+/// out that they are missing. Unified tarballs alone are packed this way.
+fn gzip(file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Result<(), CutShort>> {
+    let mut unpacked = flate2::read::MultiGzDecoder::new(ReadAt { file, offset: 0 });
+    let mut buffer = vec![0; 1 << 18];
+    while go_on() {
+        match unpacked.read(&mut buffer) {
+            Ok(0) => return Ok(Ok(())),
+            Ok(_) => {}
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) if err.raw_os_error().is_some() => return Err(err),
+            Err(err) => return Ok(Err(CutShort(format!("it cannot be unpacked ({err})")))),
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Reads without moving the file's own position.
+struct ReadAt<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl io::Read for ReadAt<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
 }
 
 /// The superblock, 96 bytes, holds the bytes used at offset 40.
@@ -84,7 +124,7 @@ mod tests {
     fn verdict(content: &[u8]) -> Result<(), CutShort> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        check(&file, content.len() as u64).unwrap()
+        check(&file, content.len() as u64, &|| true).unwrap()
     }
 
     fn squashfs_of(used: u64, size: usize) -> Vec<u8> {
@@ -119,6 +159,22 @@ mod tests {
             assert!(verdict(&HELLO[..length]).is_err(), "cut at {length}");
         }
         assert!(verdict(&[HELLO, &[0; 3]].concat()).is_err());
+    }
+
+    #[test]
+    fn gzip_is_unpacked_to_its_end() {
+        let mut packed = Vec::new();
+        for _ in 0..2 {
+            let level = flate2::Compression::fast();
+            let mut member = flate2::GzBuilder::new().write(packed, level);
+            member.write_all(&[b'x'; 3000]).unwrap();
+            packed = member.finish().unwrap();
+        }
+        assert_eq!(verdict(&packed), Ok(()), "two members");
+        let length = packed.len();
+        for cut in [length - 1, length - 8, length - 9, length / 2 + 5, 12] {
+            assert!(verdict(&packed[..cut]).is_err(), "cut at {cut} of {length}");
+        }
     }
 
     #[test]

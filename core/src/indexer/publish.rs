@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::follow::SnapshotCell;
 use crate::settings::Aliases;
 use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
-use crate::{Problem, Settings, render};
+use crate::{Problem, Settings, fields, render};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
 /// often than publishing itself takes times ten.
@@ -199,12 +199,13 @@ impl Publisher {
     pub(super) fn publish<'a>(
         &mut self,
         entries: impl Iterator<Item = &'a Arc<Entry>>,
+        overrides: &fields::Files,
         mut problems: Vec<Problem>,
         root_missing: bool,
     ) {
         let start = Instant::now();
         self.retry = None;
-        let (catalog, more) = Catalog::new(entries, self.aliases);
+        let (catalog, more) = Catalog::new(entries, overrides, self.aliases);
         if catalog.products.is_empty() && self.awaiting.is_some_and(|until| start < until) {
             if self.dirty {
                 log::error!(

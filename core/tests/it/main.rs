@@ -1,5 +1,6 @@
 //! Tests of the core as programs use it: real directories, real time, real threads.
 
 mod common;
+mod kinds;
 mod live;
 mod state;

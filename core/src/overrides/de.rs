@@ -1,0 +1,156 @@
+//! Values as administrators write them, and as clients must get them.
+//!
+//! Clients refuse a whole catalogue for one value of a wrong type (`CLIENTS.md`, "Roots and
+//! fingerprints"), so what is lenient here is strict behind here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::name::is_version;
+
+/// A string.
+pub(super) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.chars().any(char::is_control) {
+        return Err(de::Error::custom("a control character, expected plain text"));
+    }
+    Ok(Some(text))
+}
+
+/// A boolean.
+pub(super) fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    bool::deserialize(from).map(Some)
+}
+
+/// A date, `YYYY-MM-DD`.
+pub(super) fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    let digits = text.replace('-', "");
+    let dashes = text.as_bytes().get(4) == Some(&b'-') && text.as_bytes().get(7) == Some(&b'-');
+    if text.len() == 10 && dashes && digits.len() == 8 && is_version(&digits) {
+        Ok(Some(text))
+    } else {
+        Err(de::Error::custom("not a date, expected YYYY-MM-DD"))
+    }
+}
+
+/// One string with commas, or an array of strings.
+pub(super) fn aliases<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    struct Aliases;
+
+    impl<'de> Visitor<'de> for Aliases {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("aliases in one string with commas, or in an array of strings")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(split_aliases(text))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(text) = seq.next_element::<String>()? {
+                all.extend(split_aliases(&text));
+            }
+            Ok(all)
+        }
+    }
+
+    let aliases = from.deserialize_any(Aliases)?;
+    if aliases.iter().any(|alias| alias.chars().any(char::is_control)) {
+        return Err(de::Error::custom("a control character in an alias"));
+    }
+    Ok(Some(aliases))
+}
+
+/// Clients split at commas and trim nothing.
+pub(super) fn split_aliases(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|alias| !alias.is_empty()).map(str::to_owned).collect()
+}
+
+pub(super) fn requirements<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    Requirements::deserialize(from).map(|Requirements(requirements)| Some(requirements))
+}
+
+/// A map from strings to scalars, each key once.
+#[derive(Debug, Default)]
+pub(super) struct Requirements(pub(super) BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Requirements {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Map;
+
+        impl<'de> Visitor<'de> for Map {
+            type Value = Requirements;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("requirements as a map from names to strings, booleans or numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some((key, Scalar(value))) = map.next_entry::<String, Scalar>()? {
+                    if all.insert(key.clone(), value).is_some() {
+                        return Err(de::Error::custom(format!("duplicate requirement `{key}`")));
+                    }
+                }
+                Ok(Requirements(all))
+            }
+        }
+
+        from.deserialize_map(Map)
+    }
+}
+
+/// A string, or what becomes one: clients take strings alone.
+#[derive(Debug)]
+pub(super) struct Scalar(pub(super) String);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl Visitor<'_> for Any {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a boolean or a number")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Scalar, E> {
+                if text.chars().any(char::is_control) {
+                    return Err(E::custom("a control character, expected plain text"));
+                }
+                Ok(Scalar(text.to_owned()))
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Scalar, E> {
+                if value.is_finite() {
+                    Ok(Scalar(value.to_string()))
+                } else {
+                    Err(E::custom("not a finite number"))
+                }
+            }
+        }
+
+        from.deserialize_any(Any)
+    }
+}
