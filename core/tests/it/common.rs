@@ -156,6 +156,26 @@ impl Live {
         self.index.root()
     }
 
+    /// Waits until everything on disk is listed or a problem, and stays so while what the kernel
+    /// has queued comes in.
+    pub fn until_idle(&self) {
+        let deadline = Instant::now() + Site::DEADLINE;
+        let mut since = Instant::now();
+        let mut before = (self.generation(), self.progress());
+        while since.elapsed() < Duration::from_millis(150) {
+            assert!(Instant::now() < deadline, "never at rest: {:?}", self.progress());
+            thread::yield_now();
+            let now = (self.generation(), self.progress());
+            if now != before || !now.1.is_idle() {
+                (since, before) = (Instant::now(), now);
+            }
+        }
+    }
+
+    pub fn current(&self) -> Images {
+        Images { snapshot: self.index.snapshot().unwrap() }
+    }
+
     pub fn generation(&self) -> u64 {
         self.index.snapshot().map_or(0, |snapshot| snapshot.generation())
     }

@@ -3,4 +3,5 @@
 mod common;
 mod kinds;
 mod live;
+mod random;
 mod state;
