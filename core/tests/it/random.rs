@@ -163,7 +163,7 @@ fn check_version(site: &Site, items: &Value, fingerprints: &mut BTreeSet<String>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_what_is_listed_is_true(steps in prop::collection::vec(step(), 1..60)) {
