@@ -54,24 +54,22 @@ enum Failure {
 
 /// The hashes of the version at `path` if the cache knows them all, and nothing else has to be
 /// looked into.
-pub fn cached(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+pub fn cached(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     if plan.sums.is_some() || !plan.unified.is_empty() {
         return None;
     }
-    known(path, plan, cache)
+    known(plan, cache)
 }
 
-fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+fn known(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     let mut hashes = Hashes::default();
     for file in plan.files() {
-        let digest = cache.file(&join(path, &file.name), &file.stamp)?;
-        hashes.files.insert(file.name.clone(), digest);
+        hashes.files.insert(file.name.clone(), cache.file(&file.stamp)?);
     }
     for (&client, metadata) in &plan.metadata {
         let digest = *hashes.files.get(&metadata.name)?;
         for (&root, file) in &plan.roots {
-            let root_digest = *hashes.files.get(&file.name)?;
-            hashes.pairs.insert((client, root), cache.pair(digest, root_digest)?);
+            hashes.pairs.insert((client, root), cache.pair(digest, &file.stamp)?);
         }
     }
     Some(hashes)
@@ -91,7 +89,7 @@ fn verified(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Resul
     for file in plan.unified.values() {
         look_inside(tree, path, file, plan.doubtful)?;
     }
-    let hashes = match known(path, plan, context.cache) {
+    let hashes = match known(plan, context.cache) {
         Some(hashes) => hashes,
         None => read_all(tree, path, plan, context, &mut vec![0; CHUNK])?,
     };
@@ -197,7 +195,7 @@ fn read_all(
         read(tree, path, file, &mut state, context, buffer)?;
         let [state] = state;
         let digest = digest(state.clone());
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
+        context.cache.put_file(file.stamp, digest);
         hashes.files.insert(file.name.clone(), digest);
         states.insert(client, (digest, state));
     }
@@ -213,11 +211,11 @@ fn read_all(
         }
         read(tree, path, file, &mut lanes, context, buffer)?;
         let digests: Vec<Digest> = lanes.into_iter().map(digest).collect();
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digests[0]);
+        context.cache.put_file(file.stamp, digests[0]);
         hashes.files.insert(file.name.clone(), digests[0]);
         for (&client, (metadata, _)) in &states {
             let combined = digests[lane_of[metadata]];
-            context.cache.put_pair(*metadata, digests[0], combined);
+            context.cache.put_pair(*metadata, file.stamp, combined);
             hashes.pairs.insert((client, root), combined);
         }
     }
@@ -226,7 +224,7 @@ fn read_all(
         read(tree, path, file, &mut state, context, buffer)?;
         let [state] = state;
         let digest = digest(state);
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
+        context.cache.put_file(file.stamp, digest);
         hashes.files.insert(file.name.clone(), digest);
     }
     Ok(hashes)

@@ -3,7 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -82,6 +82,11 @@ impl Index {
     /// generation](Self::snapshot) is one of all that is on disk.
     pub fn progress(&self) -> Progress {
         self.gauges.read()
+    }
+
+    /// The versions that [`Progress::waiting`] counts, as paths below the root, sorted.
+    pub fn waiting(&self) -> Vec<String> {
+        self.gauges.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for a generation with a number above `generation` (0 for any); `None` if there is

@@ -1,5 +1,6 @@
 //! How far an index is behind the disk, in numbers that any thread may read.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How far an index is behind the disk.
@@ -35,6 +36,8 @@ pub(crate) struct Gauges {
     pub(crate) waiting: AtomicU64,
     pub(crate) bytes_hashed: AtomicU64,
     pub(crate) bytes_to_hash: AtomicU64,
+    /// The versions that `waiting` counts, by their paths.
+    pub(crate) names: Mutex<Vec<String>>,
 }
 
 impl Gauges {

@@ -180,6 +180,10 @@ impl Live {
         self.index.snapshot().map_or(0, |snapshot| snapshot.generation())
     }
 
+    pub fn waiting(&self) -> Vec<String> {
+        self.index.waiting()
+    }
+
     pub fn progress(&self) -> Progress {
         self.index.progress()
     }

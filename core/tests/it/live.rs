@@ -167,6 +167,7 @@ fn a_version_that_is_being_written_is_never_listed() {
                 images.text().contains(&format!("2024010{}", part.len()))
             });
             index.pass(Site::SETTLE * 2);
+            assert_eq!(index.waiting(), [VERSION]);
         }
         drop(file);
         index.wait("the slow one", |images| images.text().contains(VERSION));
