@@ -12,10 +12,14 @@ use std::time::Duration;
 use crate::index::Running;
 use crate::indexer::{Event, Indexer, Sink};
 use crate::pool::Pool;
+use crate::progress::{Gauges, Progress};
 use crate::{Settings, snapshot};
 
 /// How often a builder that waits for another one to go looks whether it did.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// Name of the hash cache in the state directory. All indexes of a builder share it.
+const HASHES: &str = "hashes.redb";
 
 /// What a [`Builder`] builds, and where.
 #[derive(Clone, Debug)]
@@ -36,6 +40,7 @@ pub struct BuilderOptions {
 #[derive(Debug)]
 pub struct Builder {
     indexers: Vec<Running>,
+    gauges: Vec<Arc<Gauges>>,
     pool: Arc<Pool>,
 }
 
@@ -48,21 +53,31 @@ impl Builder {
     /// error here: it is logged, and tried again.
     pub fn spawn(options: BuilderOptions) -> io::Result<Self> {
         let pool = Arc::new(Pool::spawn(options.threads)?);
-        let mut builder = Self { indexers: Vec::new(), pool };
+        let mut builder = Self { indexers: Vec::new(), gauges: Vec::new(), pool };
         for settings in options.indexes {
             let (sender, events) = channel();
             let (own, pool) = (sender.clone(), Arc::clone(&builder.pool));
             let state_dir = options.state_dir.clone();
+            let gauges = Arc::<Gauges>::default();
+            builder.gauges.push(Arc::clone(&gauges));
             builder.indexers.push(Running::spawn(sender, move || {
                 let Some(_lock) = lock(&state_dir, &settings, &events) else {
                     return;
                 };
+                pool.cache().persist(&state_dir.join(HASHES));
                 let file = Some(snapshot::path(&state_dir, &settings.id()));
                 let sink = Sink { file, cell: None };
-                Indexer::new(settings, pool, own, sink, Arc::default()).run(&events);
+                Indexer::new(settings, pool, own, sink, gauges).run(&events);
             })?);
         }
         Ok(builder)
+    }
+
+    /// How far each index is behind the disk, in the order of
+    /// [`indexes`](BuilderOptions::indexes). While another process builds one, its numbers are
+    /// zero.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.gauges.iter().map(|gauges| gauges.read()).collect()
     }
 }
 

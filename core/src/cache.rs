@@ -1,13 +1,35 @@
-//! Remembers hashes, so that nothing is read twice.
+//! Remembers hashes, so that nothing is read twice, not even after a restart.
 //!
-//! A hash belongs to a [`Stamp`], not to a path: a file that was renamed or moved together with its
-//! directory keeps it.
+//! What a hash belongs to is the file, not its path: device, inode, size, and the times of the last
+//! change of content and of inode. A rename or a hard link changes the inode's time as well; where
+//! all else is equal and the *path* is another one, that explains it, and the hash stays. Whoever
+//! rewrites a file in place with the same size, sets its time back to the nanosecond *and* renames
+//! it, fools this; so do they `rsync`.
+//!
+//! A hash taken within the granularity of the file system's clock after the last change says little:
+//! another change may follow with the same times. It is kept in memory, where the watcher's next
+//! event voids it, and goes to disk when it has stood for a while.
+
+mod store;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Digest;
 use crate::tree::Stamp;
+
+use store::Store;
+
+/// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
+/// are coarse.
+pub const STAND: Duration = Duration::from_secs(3);
+
+/// Hashes that wait for being written, at most, before they are, however young the others.
+const BATCH: usize = 4096;
 
 /// Hashes by the identity of files. Shared by all hashing threads.
 #[derive(Debug, Default)]
@@ -15,45 +37,252 @@ pub struct HashCache {
     inner: Mutex<Inner>,
 }
 
+/// What a file's identity comes to, beside the time of its inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: i128,
+}
+
+/// A file's hash, and what it was when it was hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    digest: Digest,
+    changed: i128,
+    /// XXH3 of the path.
+    path: u64,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    files: HashMap<Stamp, Digest>,
-    /// sha256(metadata ‖ root), by the metadata's hash and the root's identity.
-    pairs: HashMap<(Digest, Stamp), Digest>,
+    files: HashMap<Key, (Record, Instant)>,
+    pairs: HashMap<(Digest, Digest), Digest>,
+    texts: HashMap<String, Vec<u8>>,
+    store: Option<Store>,
 }
 
 impl HashCache {
-    /// SHA-256 of the file with this stamp.
-    pub fn file(&self, stamp: &Stamp) -> Option<Digest> {
-        self.inner().files.get(stamp).copied()
+    /// Keeps hashes in the file at `path` from now on, and finds those that are there. Trouble with
+    /// the file is logged; hashes are then kept in memory alone, or the file is begun anew. A cache
+    /// that has a file keeps it.
+    pub fn persist(&self, path: &Path) {
+        let mut inner = self.inner();
+        if inner.store.is_none() {
+            inner.store = Store::open(path);
+        }
     }
 
-    /// sha256(metadata ‖ root).
-    pub fn pair(&self, metadata: Digest, root: &Stamp) -> Option<Digest> {
-        self.inner().pairs.get(&(metadata, *root)).copied()
+    /// SHA-256 of the file at `path` with this stamp.
+    pub fn file(&self, path: &str, stamp: &Stamp) -> Option<Digest> {
+        let mut inner = self.inner();
+        let key = Key::of(stamp);
+        let known = inner.files.get(&key).map(|(record, _)| *record);
+        let record = known.or_else(|| inner.store.as_mut()?.file(&key))?;
+        let path = xxh3_64(path.as_bytes());
+        if record.changed != stamp.changed {
+            if record.path == path {
+                return None;
+            }
+            // Renamed, or another link to it: known under this name from now on.
+            let record = Record { changed: stamp.changed, path, ..record };
+            inner.files.insert(key, (record, Instant::now()));
+        }
+        Some(record.digest)
     }
 
-    /// Remembers the hash of a file.
-    pub fn put_file(&self, stamp: Stamp, digest: Digest) {
-        self.inner().files.insert(stamp, digest);
+    /// sha256(metadata ‖ root), by the hashes of both.
+    pub fn pair(&self, metadata: Digest, root: Digest) -> Option<Digest> {
+        let mut inner = self.inner();
+        let known = inner.pairs.get(&(metadata, root)).copied();
+        known.or_else(|| inner.store.as_mut()?.pair(metadata, root))
+    }
+
+    /// Remembers the hash of the file at `path`.
+    pub fn put_file(&self, path: &str, stamp: &Stamp, digest: Digest) {
+        let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
+        self.inner().files.insert(Key::of(stamp), (record, Instant::now()));
     }
 
     /// Remembers the hash of a pair.
-    pub fn put_pair(&self, metadata: Digest, root: Stamp, digest: Digest) {
+    pub fn put_pair(&self, metadata: Digest, root: Digest, digest: Digest) {
         self.inner().pairs.insert((metadata, root), digest);
     }
 
-    /// Forgets everything about the file with this stamp: somebody wrote to it, and its clock may
-    /// be too coarse to show it.
+    /// Forgets the file with this stamp: somebody wrote to it, and its clock may be too coarse to
+    /// show it.
     pub fn forget(&self, stamp: &Stamp) {
         let mut inner = self.inner();
-        if inner.files.remove(stamp).is_some() {
-            inner.pairs.retain(|(_, root), _| root != stamp);
+        let key = Key::of(stamp);
+        inner.files.remove(&key);
+        if let Some(store) = &mut inner.store {
+            store.forget(key);
+        }
+    }
+
+    /// What the file of overrides at `path`, an absolute one, said when it was last understood.
+    pub fn text(&self, path: &str) -> Option<Vec<u8>> {
+        let mut inner = self.inner();
+        let known = inner.texts.get(path).cloned();
+        known.or_else(|| inner.store.as_mut()?.text(path))
+    }
+
+    /// Remembers what the file of overrides at `path`, an absolute one, says.
+    pub fn put_text(&self, path: String, text: Vec<u8>) {
+        self.inner().texts.insert(path, text);
+    }
+
+    /// Writes what has stood for `stand`; without a file to write to, does nothing.
+    pub fn flush(&self, stand: Duration) {
+        let mut inner = self.inner();
+        let Inner { files, pairs, texts, store: Some(store) } = &mut *inner else {
+            return;
+        };
+        let stands = |since: &Instant| since.elapsed() >= stand || files.len() > BATCH;
+        let due: Vec<(Key, Record)> = files
+            .iter()
+            .filter(|(_, (_, since))| stands(since))
+            .map(|(key, (record, _))| (*key, *record))
+            .collect();
+        if due.is_empty() && texts.is_empty() && !store.has_forgotten() {
+            return;
+        }
+        if store.write(&due, pairs, texts) {
+            for (key, _) in &due {
+                files.remove(key);
+            }
+            pairs.clear();
+            texts.clear();
+        } else {
+            log::warn!("keeping hashes in memory only");
+            inner.store = None;
         }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Each change is one insertion: a thread that panicked left nothing half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Key {
+    fn of(stamp: &Stamp) -> Self {
+        let Stamp { device, inode, size, modified, .. } = *stamp;
+        Self { device, inode, size, modified }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const STAMP: Stamp = Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5 };
+
+    #[test]
+    fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
+        let cache = HashCache::default();
+        let digest = Digest::of(b"x");
+        cache.put_file("a", &STAMP, digest);
+        assert_eq!(cache.file("a", &STAMP), Some(digest));
+        let touched = Stamp { changed: 6, ..STAMP };
+        assert_eq!(cache.file("a", &touched), None, "the same name with another time");
+        assert_eq!(cache.file("b", &touched), Some(digest), "another name");
+        assert_eq!(cache.file("a", &touched), Some(digest), "and both names, once linked");
+        for other in [
+            Stamp { device: 9, ..STAMP },
+            Stamp { inode: 9, ..STAMP },
+            Stamp { size: 9, ..STAMP },
+            Stamp { modified: 9, ..STAMP },
+        ] {
+            assert_eq!(cache.file("b", &other), None, "{other:?}");
+        }
+        cache.forget(&touched);
+        assert_eq!(cache.file("b", &touched), None);
+    }
+
+    fn filled(path: &Path) {
+        let cache = HashCache::default();
+        cache.persist(path);
+        for number in 0..500 {
+            let stamp = Stamp { inode: number, ..STAMP };
+            cache.put_file("a", &stamp, Digest::of(&number.to_le_bytes()));
+        }
+        cache.put_pair(Digest::of(b"m"), Digest::of(b"r"), Digest::of(b"mr"));
+        cache.flush(Duration::ZERO);
+    }
+
+    /// Right answers among `0..500`; a wrong one fails the test.
+    fn found(path: &Path) -> usize {
+        let cache = HashCache::default();
+        cache.persist(path);
+        let known = (0..500_u64).filter(|number| {
+            let known = cache.file("a", &Stamp { inode: *number, ..STAMP });
+            known.is_some_and(|known| {
+                assert_eq!(known, Digest::of(&number.to_le_bytes()), "a wrong hash");
+                true
+            })
+        });
+        known.count()
+    }
+
+    #[test]
+    fn what_was_written_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        filled(&path);
+        assert_eq!(found(&path), 500);
+        let cache = HashCache::default();
+        cache.persist(&path);
+        assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
+        cache.forget(&Stamp { inode: 7, ..STAMP });
+        cache.put_text("/a".into(), b"text".to_vec());
+        cache.flush(Duration::ZERO);
+        drop(cache);
+        assert_eq!(found(&path), 499, "forgotten on disk too");
+        let cache = HashCache::default();
+        cache.persist(&path);
+        assert_eq!(cache.text("/a").as_deref(), Some(&b"text"[..]));
+    }
+
+    #[test]
+    fn what_is_young_stays_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        let cache = HashCache::default();
+        cache.persist(&path);
+        cache.put_file("a", &STAMP, Digest::of(b"x"));
+        cache.flush(STAND);
+        drop(cache);
+        let cache = HashCache::default();
+        cache.persist(&path);
+        assert_eq!(cache.file("a", &STAMP), None);
+    }
+
+    /// Damage anywhere may cost hashes, but gives neither a wrong one nor a panic.
+    #[test]
+    fn damage_never_gives_a_wrong_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        filled(&path);
+        let good = fs::read(&path).unwrap();
+        let mut lost = 0;
+        for step in 0..150 {
+            let mut bad = good.clone();
+            let at = (step * 7919 * 13) % bad.len();
+            bad[at] ^= 1 << (step % 8);
+            fs::write(&path, &bad).unwrap();
+            lost += 500 - found(&path);
+        }
+        for cut in [0, 1, 100, 4096, good.len() / 2, good.len() - 1] {
+            fs::write(&path, &good[..cut]).unwrap();
+            lost += 500 - found(&path);
+        }
+        assert!(lost > 0, "nothing was damaged");
+        fs::write(&path, b"something else altogether").unwrap();
+        assert_eq!(found(&path), 0);
+        filled(&path);
+        assert_eq!(found(&path), 500, "begun anew");
     }
 }

@@ -58,21 +58,23 @@ impl Files {
         self.files.get(path).is_some_and(|file| file.stamp == *stamp)
     }
 
-    /// Takes in the file at `path`. If it cannot be understood, what it said before stays.
+    /// Takes in the file at `path`. If it cannot be understood, what it said before stays; after a
+    /// restart that is what `remembered` gives. Says whether it was understood.
     pub fn insert(
         &mut self,
         path: &str,
         format: kind::Overrides,
         stamp: Stamp,
-        content: Result<Vec<u8>, Problem>,
-    ) {
+        content: Result<&[u8], Problem>,
+        remembered: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> bool {
         let problem = |reason, remedy| Problem::new(Path::new(path), reason, remedy);
-        let before = || self.files.get(path).map(|file| file.said.clone()).unwrap_or_default();
         let parsed = content.and_then(|content| {
-            overrides::parse(format, &content).map_err(|reason| {
+            overrides::parse(format, content).map_err(|reason| {
                 problem(reason, "correct it; until then what it said before stays in force")
             })
         });
+        let understood = parsed.is_ok();
         let (said, problem) = match parsed {
             Ok((said, unknown)) if unknown.is_empty() => (said, None),
             Ok((said, unknown)) => {
@@ -80,9 +82,16 @@ impl Files {
                 let remedy = "remove it, or look for a misspelling (see docs/metadata.md)";
                 (said, Some(problem(reason, remedy)))
             }
-            Err(problem) => (before(), Some(problem)),
+            Err(problem) => {
+                let before = self.files.get(path).map(|file| file.said.clone());
+                let before = before.or_else(|| {
+                    overrides::parse(format, &remembered()?).ok().map(|(said, _)| said)
+                });
+                (before.unwrap_or_default(), Some(problem))
+            }
         };
         self.files.insert(path.to_owned(), File { stamp, said, problem });
+        understood
     }
 
     /// Forgets the file at `path`, if it is known; says whether it was.
@@ -256,7 +265,7 @@ mod tests {
 
     fn put(files: &mut Files, path: &str, text: &str) {
         let name = path.rsplit('/').next().unwrap();
-        files.insert(path, format(name).unwrap(), STAMP, Ok(text.as_bytes().to_vec()));
+        files.insert(path, format(name).unwrap(), STAMP, Ok(text.as_bytes()), || None);
     }
 
     fn fields(files: &Files) -> Fields {
@@ -323,5 +332,9 @@ mod tests {
         assert_eq!(fields(&files).os.as_deref(), Some("mended"));
         assert!(files.remove(path));
         assert_eq!(fields(&files), Fields::default());
+        let remembered = || Some(br#"{"os": "remembered"}"#.to_vec());
+        let format = kind::Overrides::MetadataJson;
+        assert!(!files.insert(path, format, STAMP, Ok(b"bad"), remembered), "after a restart");
+        assert_eq!(fields(&files).os.as_deref(), Some("remembered"));
     }
 }

@@ -54,22 +54,24 @@ enum Failure {
 
 /// The hashes of the version at `path` if the cache knows them all, and nothing else has to be
 /// looked into.
-pub fn cached(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+pub fn cached(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     if plan.sums.is_some() || !plan.unified.is_empty() {
         return None;
     }
-    known(plan, cache)
+    known(path, plan, cache)
 }
 
-fn known(plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     let mut hashes = Hashes::default();
     for file in plan.files() {
-        hashes.files.insert(file.name.clone(), cache.file(&file.stamp)?);
+        let digest = cache.file(&join(path, &file.name), &file.stamp)?;
+        hashes.files.insert(file.name.clone(), digest);
     }
     for (&client, metadata) in &plan.metadata {
         let digest = *hashes.files.get(&metadata.name)?;
         for (&root, file) in &plan.roots {
-            hashes.pairs.insert((client, root), cache.pair(digest, &file.stamp)?);
+            let root_digest = *hashes.files.get(&file.name)?;
+            hashes.pairs.insert((client, root), cache.pair(digest, root_digest)?);
         }
     }
     Some(hashes)
@@ -89,7 +91,7 @@ fn verified(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Resul
     for file in plan.unified.values() {
         look_inside(tree, path, file, plan.doubtful)?;
     }
-    let hashes = match known(plan, context.cache) {
+    let hashes = match known(path, plan, context.cache) {
         Some(hashes) => hashes,
         None => read_all(tree, path, plan, context, &mut vec![0; CHUNK])?,
     };
@@ -195,7 +197,7 @@ fn read_all(
         read(tree, path, file, &mut state, context, buffer)?;
         let [state] = state;
         let digest = digest(state.clone());
-        context.cache.put_file(file.stamp, digest);
+        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
         hashes.files.insert(file.name.clone(), digest);
         states.insert(client, (digest, state));
     }
@@ -211,11 +213,11 @@ fn read_all(
         }
         read(tree, path, file, &mut lanes, context, buffer)?;
         let digests: Vec<Digest> = lanes.into_iter().map(digest).collect();
-        context.cache.put_file(file.stamp, digests[0]);
+        context.cache.put_file(&join(path, &file.name), &file.stamp, digests[0]);
         hashes.files.insert(file.name.clone(), digests[0]);
         for (&client, (metadata, _)) in &states {
             let combined = digests[lane_of[metadata]];
-            context.cache.put_pair(*metadata, file.stamp, combined);
+            context.cache.put_pair(*metadata, digests[0], combined);
             hashes.pairs.insert((client, root), combined);
         }
     }
@@ -224,7 +226,7 @@ fn read_all(
         read(tree, path, file, &mut state, context, buffer)?;
         let [state] = state;
         let digest = digest(state);
-        context.cache.put_file(file.stamp, digest);
+        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
         hashes.files.insert(file.name.clone(), digest);
     }
     Ok(hashes)

@@ -23,7 +23,7 @@ use crate::scan::{self, FoundFile, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
 use crate::watch::{RawEvent, Touch, Watcher, What};
-use crate::{Problem, Settings, fields, overrides};
+use crate::{Problem, Settings, cache, fields, overrides};
 
 use anchors::Anchors;
 use publish::Publisher;
@@ -32,6 +32,9 @@ pub(crate) use publish::{Signal, Sink};
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How often the hash cache is written. A kill costs what was hashed since.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// The one name with a dot that is looked at.
 const REQUIREMENTS: &str = ".requirements";
@@ -77,6 +80,7 @@ pub(crate) struct Indexer {
     hashing: usize,
     tickets: u64,
     next_rescan: Option<Instant>,
+    next_flush: Instant,
     publisher: Publisher,
     gauges: Arc<Gauges>,
     looks: u64,
@@ -110,6 +114,7 @@ impl Indexer {
             hashing: 0,
             tickets: 0,
             next_rescan: None,
+            next_flush: Instant::now(),
             publisher,
             gauges,
             looks: 0,
@@ -127,6 +132,10 @@ impl Indexer {
             let now = Instant::now();
             self.publish(now);
             self.report();
+            if self.next_flush <= now {
+                self.pool.cache().flush(cache::STAND);
+                self.next_flush = now + FLUSH;
+            }
             match events.recv_timeout(self.wait(now)) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
@@ -385,7 +394,15 @@ impl Indexer {
         }
         match hash::small_file(&self.tree, path, &file.stamp, overrides::MAX_BYTES) {
             Ok(Some(content)) => {
-                self.overrides.insert(path, format, file.stamp, content);
+                let cache = self.pool.cache();
+                let absolute = self.tree.absolute(path).to_string_lossy().into_owned();
+                let text = content.as_deref().map_err(Clone::clone);
+                let remembered = || cache.text(&absolute);
+                if self.overrides.insert(path, format, file.stamp, text, remembered)
+                    && let Ok(content) = content
+                {
+                    cache.put_text(absolute, content);
+                }
                 self.publisher.touch();
             }
             // Changed meanwhile: look again, whether or not an event says so.
@@ -468,7 +485,7 @@ impl Indexer {
     }
 
     fn hash(&mut self, path: &str, plan: Plan) {
-        if let Some(hashes) = hash::cached(&plan, self.pool.cache()) {
+        if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
             return self.list(path, plan, &hashes);
         }
         let Some((_, name)) = path.rsplit_once('/') else {

@@ -222,3 +222,54 @@ fn a_state_directory_that_cannot_be_written_is_tried_again() {
     wait("the next try", || versions(&cell) == 2);
     drop(builder);
 }
+
+/// Hashes reach the disk once they have stood for three seconds; after that, neither a restart nor a
+/// rename costs a byte.
+#[test]
+fn a_restart_and_a_rename_hash_nothing_again() {
+    let (site, state) = (Site::new(), State::new());
+    for number in 1..=9 {
+        site.image(&format!("images/a/1/amd64/default/2024010{number}"), &number.to_string());
+    }
+    let settings = site.settings();
+    let (_follower, cell) = state.follow(&settings.id());
+    let builder = state.builder(&settings);
+    wait("all versions", || versions(&cell) == 9);
+    let hashed = builder.progress()[0].bytes_hashed;
+    assert_eq!(hashed, 9 * ("metadata".len() as u64 + 1));
+
+    // While it runs, in memory; a hard link is another name of the same file.
+    let product = site.path("images/a/1/amd64/default");
+    fs::rename(product.join("20240109"), product.join("20240110")).unwrap();
+    fs::rename(product.join("20240108/rootfs.squashfs"), product.join("20240108/root.squashfs"))
+        .unwrap();
+    wait("both renames", || {
+        versions(&cell) == 9
+            && cell.load().as_ref().is_some_and(|snapshot| {
+                let images = snapshot.document("images.json").unwrap().identity.bytes;
+                let images = String::from_utf8_lossy(images).into_owned();
+                images.contains("20240110") && images.contains("20240108/root.squashfs")
+            })
+    });
+    assert_eq!(builder.progress()[0].bytes_hashed, hashed, "a rename was hashed again");
+
+    let cache = state.dir.path().join("hashes.redb");
+    let written = || fs::metadata(&cache).and_then(|meta| meta.modified()).unwrap();
+    let before = written();
+    wait("the cache to be written", || written() > before);
+    drop(builder);
+
+    let builder = state.builder(&settings);
+    wait("a look", || builder.progress()[0].is_idle());
+    assert_eq!(builder.progress()[0].bytes_hashed, 0, "a restart hashed again");
+    drop(builder);
+
+    // Without the cache, everything is hashed again, and nothing is unlisted meanwhile.
+    fs::write(&cache, "not a cache").unwrap();
+    let builder = state.builder(&settings);
+    wait("a look", || {
+        assert_eq!(versions(&cell), 9);
+        builder.progress()[0].is_idle()
+    });
+    assert_eq!(builder.progress()[0].bytes_hashed, hashed);
+}

@@ -1,0 +1,291 @@
+//! The file of the hash cache, a redb database.
+//!
+//! # Why, and what is in it
+//!
+//! Forty thousand versions must be current again a second after a restart. Tables of bytes to
+//! bytes, integers little-endian, every value followed by the XXH3-64 of key and value: redb finds
+//! torn writes, but a bit that flips at rest must not become a hash that is served.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `files1` | device 8, inode 8, size 8, modified 16 | digest 32, changed 16, path 8, check 8 |
+//! | `pairs1` | metadata digest 32, root digest 32 | digest 32, check 8 |
+//! | `texts1` | absolute path of a file of overrides | its content when last understood, check 8 |
+//!
+//! The digit in a table's name is the version of its layout; tables of others are ignored.
+//!
+//! # History
+//!
+//! 1. First version.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Key, Record};
+use crate::Digest;
+
+type Bytes = &'static [u8];
+const FILES: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("files1");
+const PAIRS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("pairs1");
+const TEXTS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("texts1");
+
+/// Memory that redb may use for pages, in bytes.
+const CACHE: usize = 8 << 20;
+
+/// How long to wait for the process before us to let go of the file: a reload's two helpers overlap
+/// for a moment.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    tables: Tables,
+    forgotten: Vec<Key>,
+    broken: bool,
+}
+
+struct Tables {
+    // Before the database, in the order of dropping.
+    files: ReadOnlyTable<Bytes, Bytes>,
+    pairs: ReadOnlyTable<Bytes, Bytes>,
+    texts: ReadOnlyTable<Bytes, Bytes>,
+    database: Database,
+}
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tables")
+    }
+}
+
+impl Store {
+    /// Opens or makes the file at `path`; begins anew if it is damaged or not ours. `None` if there
+    /// is no way to have it, which has been logged.
+    pub(super) fn open(path: &Path) -> Option<Self> {
+        let deadline = Instant::now() + LOCK_WAIT;
+        let mut begun_anew = false;
+        loop {
+            let why = match guarded(|| Tables::open(path)) {
+                Ok(tables) => {
+                    let path = path.to_owned();
+                    return Some(Self { path, tables, forgotten: Vec::new(), broken: false });
+                }
+                Err(Failure::Locked) if Instant::now() < deadline => {
+                    std::thread::park_timeout(Duration::from_millis(20));
+                    continue;
+                }
+                Err(Failure::Locked) => "another process uses it".to_owned(),
+                Err(Failure::Io(err)) => err.to_string(),
+                Err(Failure::Damaged(why)) if !begun_anew => {
+                    log::warn!(
+                        "hash cache \"{}\" is damaged ({why}), beginning anew",
+                        path.display()
+                    );
+                    begun_anew = true;
+                    match std::fs::remove_file(path) {
+                        Ok(()) => continue,
+                        Err(err) => err.to_string(),
+                    }
+                }
+                Err(Failure::Damaged(why)) => why,
+            };
+            log::warn!(
+                "cannot use hash cache \"{}\" ({why}), keeping hashes in memory",
+                path.display()
+            );
+            return None;
+        }
+    }
+
+    pub(super) fn file(&mut self, key: &Key) -> Option<Record> {
+        if self.broken || self.forgotten.contains(key) {
+            return None;
+        }
+        let key = file_key(key);
+        let value = self.get(|tables| &tables.files, &key)?;
+        let (digest, rest) = value.split_first_chunk::<32>()?;
+        let (changed, rest) = rest.split_first_chunk::<16>()?;
+        let (path, _) = rest.split_first_chunk::<8>()?;
+        Some(Record {
+            digest: Digest::from_bytes(*digest),
+            changed: i128::from_le_bytes(*changed),
+            path: u64::from_le_bytes(*path),
+        })
+    }
+
+    pub(super) fn pair(&mut self, metadata: Digest, root: Digest) -> Option<Digest> {
+        let value = self.get(|tables| &tables.pairs, &pair_key(metadata, root))?;
+        Some(Digest::from_bytes(*value.first_chunk::<32>()?))
+    }
+
+    pub(super) fn text(&mut self, path: &str) -> Option<Vec<u8>> {
+        self.get(|tables| &tables.texts, path.as_bytes())
+    }
+
+    /// The file of this key is to go with the next write.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.forgotten.push(key);
+    }
+
+    pub(super) fn has_forgotten(&self) -> bool {
+        !self.forgotten.is_empty()
+    }
+
+    /// Writes all of it, or nothing; says whether it is on disk.
+    pub(super) fn write(
+        &mut self,
+        files: &[(Key, Record)],
+        pairs: &HashMap<(Digest, Digest), Digest>,
+        texts: &HashMap<String, Vec<u8>>,
+    ) -> bool {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let written = guarded(|| self.tables.write(files, pairs, texts, &forgotten));
+        if let Err(err) = &written {
+            log::error!("cannot write hash cache \"{}\" ({err})", self.path.display());
+        }
+        written.is_ok()
+    }
+
+    /// The value without its check, if it is there and whole.
+    fn get(
+        &mut self,
+        table: impl Fn(&Tables) -> &ReadOnlyTable<Bytes, Bytes>,
+        key: &[u8],
+    ) -> Option<Vec<u8>> {
+        if self.broken {
+            return None;
+        }
+        let found = guarded(|| {
+            let value = table(&self.tables).get(key)?;
+            Ok(value.map(|value| value.value().to_vec()))
+        });
+        match found {
+            Ok(value) => {
+                let mut value = value?;
+                let check = value.split_off(value.len().checked_sub(8)?);
+                (check == check_of(key, &value).to_le_bytes()).then_some(value)
+            }
+            Err(err) => {
+                log::warn!(
+                    "cannot read hash cache \"{}\" ({err}), hashing again",
+                    self.path.display()
+                );
+                self.broken = true;
+                None
+            }
+        }
+    }
+}
+
+impl Tables {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let database = Database::builder().set_cache_size(CACHE).create(path)?;
+        let begin = database.begin_write()?;
+        begin.open_table(FILES)?;
+        begin.open_table(PAIRS)?;
+        begin.open_table(TEXTS)?;
+        begin.commit()?;
+        let read = database.begin_read()?;
+        let (files, pairs) = (read.open_table(FILES)?, read.open_table(PAIRS)?);
+        let texts = read.open_table(TEXTS)?;
+        Ok(Self { files, pairs, texts, database })
+    }
+
+    fn write(
+        &mut self,
+        files: &[(Key, Record)],
+        pairs: &HashMap<(Digest, Digest), Digest>,
+        texts: &HashMap<String, Vec<u8>>,
+        forgotten: &[Key],
+    ) -> Result<(), Failure> {
+        let write = self.database.begin_write()?;
+        {
+            let mut table = write.open_table(FILES)?;
+            for key in forgotten {
+                table.remove(&file_key(key)[..])?;
+            }
+            for (key, record) in files {
+                let key = file_key(key);
+                let mut value = record.digest.as_bytes().to_vec();
+                value.extend(record.changed.to_le_bytes());
+                value.extend(record.path.to_le_bytes());
+                table.insert(&key[..], &checked(&key, value)[..])?;
+            }
+            let mut table = write.open_table(PAIRS)?;
+            for ((metadata, root), digest) in pairs {
+                let key = pair_key(*metadata, *root);
+                table.insert(&key[..], &checked(&key, digest.as_bytes().to_vec())[..])?;
+            }
+            let mut table = write.open_table(TEXTS)?;
+            for (path, text) in texts {
+                table.insert(path.as_bytes(), &checked(path.as_bytes(), text.clone())[..])?;
+            }
+        }
+        write.commit()?;
+        let read = self.database.begin_read()?;
+        (self.files, self.pairs) = (read.open_table(FILES)?, read.open_table(PAIRS)?);
+        self.texts = read.open_table(TEXTS)?;
+        Ok(())
+    }
+}
+
+fn file_key(key: &Key) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    for part in [key.device, key.inode, key.size] {
+        bytes.extend(part.to_le_bytes());
+    }
+    bytes.extend(key.modified.to_le_bytes());
+    bytes
+}
+
+fn pair_key(metadata: Digest, root: Digest) -> Vec<u8> {
+    [*metadata.as_bytes(), *root.as_bytes()].concat()
+}
+
+fn checked(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let check = check_of(key, &value);
+    value.extend(check.to_le_bytes());
+    value
+}
+
+fn check_of(key: &[u8], value: &[u8]) -> u64 {
+    xxh3_64(&[key, value].concat())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("another process uses it")]
+    Locked,
+    #[error("{0}")]
+    Io(io::Error),
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(err: E) -> Self {
+        match err.into() {
+            redb::Error::DatabaseAlreadyOpen => Self::Locked,
+            // What redb says of a file that it does not know.
+            redb::Error::Io(err) if err.kind() != io::ErrorKind::InvalidData => match err.kind() {
+                io::ErrorKind::UnexpectedEof => Self::Damaged(err.to_string()),
+                _ => Self::Io(err),
+            },
+            err => Self::Damaged(err.to_string()),
+        }
+    }
+}
+
+/// Runs what may panic: redb asserts what it expects of its own pages, and a damaged file must not
+/// end the builder.
+fn guarded<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // After a panic the database is not used again, so no broken invariant is seen.
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(Failure::Damaged("its pages make no sense".to_owned())))
+}
