@@ -166,4 +166,13 @@ Serving $root
 as $url; Ctrl-C ends it. Who asked for what: $run/nginx/access.log
 
 TEXT
-exec "${nginx[@]}"
+# A terminal that is closed sends HUP, which nginx would take for a wish to read its configuration
+# again, and go on without a terminal.
+"${nginx[@]}" &
+pid=$!
+trap 'kill -TERM "$pid"' INT TERM HUP
+while kill -0 "$pid" 2> /dev/null; do
+    code=0
+    wait "$pid" || code=$?
+done
+exit "$code"
