@@ -1,14 +1,16 @@
 //! Reloads, shutdown, one process instead of many: nothing dies, nothing is left behind.
 
-use std::fs::TryLockError;
+use std::fs::{Permissions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::process::Signal;
 use simplestreams::{Settings, Snapshot, snapshot};
 
-use crate::harness::{Ask, DEADLINE, Dir, Nginx, Process, signal, squashfs, until};
+use crate::harness::{Ask, DEADLINE, Dir, Nginx, Process, module, signal, squashfs, until};
 
 const CONF: &str = "
 @GLOBALS@
@@ -70,7 +72,8 @@ fn assert_tidy(nginx: &Nginx<'_>) {
     assert_eq!(inotify(nginx.master()), 0);
 }
 
-/// Fifty reloads while clients fetch index and file: every answer is whole and right.
+/// Fifty reloads while clients fetch index and file, and while followers are never at rest: every
+/// answer is whole and right, and no thread runs on in code that is unmapped.
 #[test]
 fn fifty_reloads_under_load() {
     const RELOADS: usize = 50;
@@ -101,6 +104,16 @@ fn fifty_reloads_under_load() {
                 }
             });
         }
+        // The same generation again and again, as the builder would publish it.
+        scope.spawn(|| {
+            let snapshot = snapshot::path(&dir.state(), &Settings::new(dir.tree()).id());
+            let beside = dir.state().join("again");
+            while !done.load(Ordering::Relaxed) {
+                std::fs::copy(&snapshot, &beside).expect("copy");
+                std::fs::set_permissions(&beside, Permissions::from_mode(0o444)).expect("chmod");
+                std::fs::rename(&beside, &snapshot).expect("rename");
+            }
+        });
         // The others stop even if a reload fails.
         struct Done<'a>(&'a AtomicBool);
         impl Drop for Done<'_> {
@@ -118,6 +131,15 @@ fn fifty_reloads_under_load() {
     assert_eq!(nginx.master().descriptors(), before);
     assert_eq!(nginx.error_log().matches("exited with code 0").count(), 51 * 5);
     nginx.finish();
+}
+
+/// nginx unmaps modules when it leaves. What is left of a thread's end, after it has been joined,
+/// must not run into nothing.
+#[test]
+fn the_module_stays_mapped() {
+    let output = Command::new("readelf").arg("-d").arg(module()).output().expect("readelf");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("NODELETE"), "{text}");
 }
 
 /// Signals that come faster than nginx follows.

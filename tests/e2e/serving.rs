@@ -411,15 +411,15 @@ http {
           <b><!--#include virtual=\"/streams/v1/other.json\" --></b>",
     );
     let nginx = dir.start(CONF);
-    // 1.0, for a body that is not in chunks.
-    let ask = |path: &str| Ask::new("GET", path, "1.0").header(GZIP.0, GZIP.1).of(&nginx);
+    // In chunks, which a last buffer in the middle would end too early.
+    let ask = |path: &str| Ask::get(path).header(GZIP.0, GZIP.1).of(&nginx);
     let page = ask("/page");
     assert_eq!(page.status, 200);
     assert!(page.text().starts_with(&format!("<i>{}</i><b>", images())), "{}", page.text());
     assert!(page.text().contains("404 Not Found"), "{}", page.text());
     assert_eq!(ask("/added").text(), format!("{INDEX}a file of the tree{}", images()));
     assert_eq!(ask("/mirrored").status, 204);
-    assert_eq!(ask("/moved").text(), INDEX);
+    assert_eq!(gunzip(&ask("/moved").body), INDEX, "a request that was moved is no subrequest");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! A temporary directory: the tree of images, nginx's prefix, the state.
 
-use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use simplestreams::snapshot::{self, Counts, Lineage, Rendered};
 use simplestreams::{Settings, Snapshot};
@@ -14,7 +14,7 @@ use super::images;
 /// Where one test has everything.
 pub(crate) struct Dir {
     temp: TempDir,
-    locks: RefCell<Vec<fs::File>>,
+    locks: Mutex<Vec<fs::File>>,
 }
 
 impl Dir {
@@ -23,7 +23,7 @@ impl Dir {
         let temp = tempfile::Builder::new().prefix("simplestreams-").tempdir().expect("temp dir");
         // Workers are another user.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let dir = Self { temp, locks: RefCell::default() };
+        let dir = Self { temp, locks: Mutex::default() };
         fs::create_dir_all(dir.tree().join("images")).expect("tree");
         dir
     }
@@ -88,7 +88,7 @@ impl Dir {
         let lock = fs::File::create(&path).expect("lock");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("chmod");
         lock.try_lock().expect("nobody builds yet");
-        self.locks.borrow_mut().push(lock);
+        self.locks.lock().expect("one thread").push(lock);
     }
 
     /// Everything below, one line each, for failures.

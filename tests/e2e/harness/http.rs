@@ -97,10 +97,13 @@ impl Answer {
                 Ok((name.to_owned(), value.to_owned()))
             })
             .collect::<Result<_, String>>()?;
-        let answer = Self { status, headers, body: bytes[end + 4..].to_vec() };
+        let mut answer = Self { status, headers, body: bytes[end + 4..].to_vec() };
+        if answer.header("Transfer-Encoding") == Some("chunked") {
+            answer.body = in_one_piece(&answer.body).ok_or_else(|| wrong("not all chunks"))?;
+            return Ok(answer);
+        }
         let length = answer.header("Content-Length").map(str::parse::<usize>);
         match length {
-            _ if answer.header("Transfer-Encoding").is_some() => Err(wrong("in chunks")),
             _ if head || status == 304 => {
                 if answer.body.is_empty() {
                     Ok(answer)
@@ -147,5 +150,21 @@ impl Answer {
     #[track_caller]
     pub(crate) fn worker(&self) -> i32 {
         self.header("X-Worker").expect("X-Worker").parse().expect("a process id")
+    }
+}
+
+/// What chunks make together; none if they do not end where the connection does.
+fn in_one_piece(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|window| window == b"\r\n")?;
+        let length = std::str::from_utf8(&chunks[..end]).ok()?;
+        let length = usize::from_str_radix(length, 16).ok()?;
+        out.extend_from_slice(chunks.get(end + 2..end + 2 + length)?);
+        let rest = &chunks[end + 2 + length..];
+        chunks = rest.strip_prefix(b"\r\n")?;
+        if length == 0 {
+            return chunks.is_empty().then_some(out);
+        }
     }
 }

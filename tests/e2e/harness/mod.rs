@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) use dir::Dir;
 pub(crate) use http::{Answer, Ask};
 pub(crate) use images::{metadata, squashfs};
-pub(crate) use nginx::Nginx;
+pub(crate) use nginx::{Nginx, module};
 pub(crate) use process::{Process, signal};
 
 /// Longer than anything takes on a loaded machine with two cores.

@@ -24,7 +24,8 @@ pub(crate) struct Nginx<'d> {
     finished: bool,
 }
 
-fn module() -> PathBuf {
+/// The module under test.
+pub(crate) fn module() -> PathBuf {
     let module = std::env::var_os("SIMPLESTREAMS_MODULE").map_or_else(
         || {
             let root = Path::new(env!("CARGO_MANIFEST_DIR"));
