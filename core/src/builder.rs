@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
+use crate::Settings;
 use crate::index::Running;
-use crate::indexer::{Event, Indexer, Sink};
+use crate::indexer::{Event, Indexer, Sink, StateFiles};
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
-use crate::{Settings, snapshot};
 
 /// How often a builder that waits for another one to go looks whether it did.
 const LOCK_POLL: Duration = Duration::from_millis(100);
@@ -65,8 +65,8 @@ impl Builder {
                     return;
                 };
                 pool.cache().persist(&state_dir.join(HASHES));
-                let file = Some(snapshot::path(&state_dir, &settings.id()));
-                let sink = Sink { file, cell: None };
+                let state = Some(StateFiles::new(&state_dir, &settings.id()));
+                let sink = Sink { state, cell: None };
                 Indexer::new(settings, pool, own, sink, gauges).run(&events);
             })?);
         }

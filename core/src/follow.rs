@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify;
 
-use crate::{Snapshot, SnapshotError};
+use crate::{Snapshot, SnapshotError, live};
 
 /// Where the current generation of one index is found, without locks; `None` before the first.
 pub type SnapshotCell = ArcSwapOption<Snapshot>;
@@ -119,51 +119,68 @@ fn drain(events: &OwnedFd) {
     while matches!(rustix::io::read(events, &mut buffer), Ok(n) if n > 0) {}
 }
 
+/// What one index has in the state directory.
 struct FollowedFile {
-    path: PathBuf,
+    live: PathBuf,
+    snapshot: PathBuf,
     cell: Arc<SnapshotCell>,
-    seen: Option<Identity>,
+    seen_live: Option<Identity>,
+    seen_snapshot: Option<Identity>,
 }
 
-/// What tells one snapshot file from the next: device, inode, and time of the last change.
+/// What tells one file from the next of its name: device, inode, and time of the last change.
 type Identity = (u64, u64, i64, i64);
 
 impl FollowedFile {
     fn new(state_dir: &Path, followed: Followed) -> Self {
-        let path = crate::snapshot::path(state_dir, &followed.id);
-        Self { path, cell: followed.cell, seen: None }
+        Self {
+            live: live::path(state_dir, &followed.id),
+            snapshot: crate::snapshot::path(state_dir, &followed.id),
+            cell: followed.cell,
+            seen_live: None,
+            seen_snapshot: None,
+        }
     }
 
     fn look(&mut self) {
-        let seen = match identity(&self.path) {
-            Ok(seen) => Some(seen),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => None,
-            Err(err) => {
-                if self.seen.take().is_some() {
-                    log::error!("cannot look at snapshot \"{}\" ({err})", self.path.display());
+        if let Some(seen) = changed(&self.live, self.seen_live) {
+            self.seen_live = Some(seen);
+            match Snapshot::open_live(&self.live) {
+                Ok(snapshot) => {
+                    // The file says the same, later.
+                    self.seen_snapshot = identity(&self.snapshot).ok();
+                    return self.swap_in(snapshot);
                 }
-                return;
+                Err(err) => log::debug!("{err}; looking for a snapshot file"),
             }
-        };
-        if seen == self.seen {
+        }
+        let Some(seen) = changed(&self.snapshot, self.seen_snapshot) else {
             return;
+        };
+        self.seen_snapshot = Some(seen);
+        if live::open(&self.live).is_ok() {
+            return; // By the builder that runs, which has told us already.
         }
-        self.seen = seen;
-        if seen.is_none() {
-            return; // Removed under us: what is mapped stays good.
-        }
-        match Snapshot::open(&self.path) {
-            Ok(snapshot) => {
-                log::debug!("generation {} of \"{}\"", snapshot.generation(), self.path.display());
-                self.cell.store(Some(Arc::new(snapshot)));
-            }
+        match Snapshot::open(&self.snapshot) {
+            Ok(snapshot) => self.swap_in(snapshot),
             Err(err @ SnapshotError::Io { .. }) => {
-                self.seen = None; // Replaced in this moment, or out of descriptors: look again.
+                self.seen_snapshot = None; // Replaced in this moment, or no memory: look again.
                 log::warn!("{err}");
             }
             Err(err) => log::error!("{err}; keeping the generation before"),
         }
     }
+
+    fn swap_in(&self, snapshot: Snapshot) {
+        log::debug!("generation {} of \"{}\"", snapshot.generation(), self.snapshot.display());
+        self.cell.store(Some(Arc::new(snapshot)));
+    }
+}
+
+/// The identity of the file, if there is one and it is not the one that was seen. A file that went
+/// away is no news: what was taken from it stays good.
+fn changed(path: &Path, seen: Option<Identity>) -> Option<Identity> {
+    identity(path).ok().filter(|identity| seen != Some(*identity))
 }
 
 fn identity(path: &Path) -> io::Result<Identity> {

@@ -3,8 +3,8 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ impl Index {
     pub fn with_threads(settings: Settings, threads: NonZeroUsize) -> io::Result<Self> {
         let cell = Arc::<(SnapshotCell, Signal)>::default();
         let pool = Arc::new(Pool::spawn(threads)?);
-        let sink = Sink { file: None, cell: Some(Arc::clone(&cell)) };
+        let sink = Sink { state: None, cell: Some(Arc::clone(&cell)) };
         let (sender, events) = channel();
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));
         let gauges = Arc::<Gauges>::default();

@@ -8,9 +8,9 @@ mod anchors;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::entry::{Entry, Hashes, Plan};
@@ -27,7 +27,7 @@ use crate::{Problem, Settings, cache, fields, overrides};
 
 use anchors::Anchors;
 use publish::Publisher;
-pub(crate) use publish::{Signal, Sink};
+pub(crate) use publish::{Signal, Sink, StateFiles};
 
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
@@ -131,6 +131,7 @@ impl Indexer {
         loop {
             let now = Instant::now();
             self.publish(now);
+            self.publisher.retry(now);
             self.report();
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);

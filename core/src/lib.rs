@@ -60,6 +60,7 @@ mod builder;
 mod digest;
 mod follow;
 mod index;
+mod live;
 mod problem;
 mod progress;
 mod settings;

@@ -2,10 +2,9 @@
 //!
 //! # Why a file
 //!
-//! The builder lives in another process than the workers that answer requests. A file in the state
-//! directory carries a generation to all of them at once (mapped, so its pages are shared), and is
-//! still there after a restart, so that the first request is answered before the tree has been
-//! looked at.
+//! A generation must still be there after a restart, so that the first request is answered before
+//! the tree has been looked at. While a builder runs, readers have the same bytes from it directly
+//! (`live.rs`).
 //!
 //! # Layout (version 1, little-endian)
 //!
@@ -29,7 +28,7 @@
 mod map;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -193,14 +192,26 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    /// Maps and checks the snapshot file at `path`.
+    /// Reads and checks the snapshot file at `path`. The file is copied, since one that has a name
+    /// may be truncated by whoever likes.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`]: not readable, damaged, or of another layout.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        let map = File::open(path).and_then(|file| map::map(&file)).map_err(io)?;
+        Self::check(Backing::Memory(fs::read(path).map_err(io)?), path)
+    }
+
+    /// Maps and checks the generation that a running builder announces at `path` (see
+    /// [`crate::live`]). Its pages are shared with every other process that does.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`]: no builder runs, or as for [`open`](Self::open).
+    pub(crate) fn open_live(path: &Path) -> Result<Self, SnapshotError> {
+        let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+        let map = crate::live::open(path).and_then(|memory| map::map(&memory)).map_err(io)?;
         Self::check(Backing::Mapped(map), path)
     }
 
@@ -251,6 +262,12 @@ impl Snapshot {
         self.head.generation
     }
 
+    /// Whether it has any document. Without a root there is nothing to say, and a server answers
+    /// "not available" rather than an empty list, which clients would believe for an hour.
+    pub fn has_documents(&self) -> bool {
+        !self.head.documents.is_empty()
+    }
+
     /// When this generation was published, in milliseconds since the epoch.
     pub fn published(&self) -> u64 {
         self.head.published
@@ -286,6 +303,11 @@ impl Snapshot {
     /// The problems as a JSON array of objects with `path`, `reason` and `remedy`.
     pub fn problems_json(&self) -> &[u8] {
         self.head.problems.get(self.body()).unwrap_or(b"[]")
+    }
+
+    /// The whole of it, as it was encoded.
+    pub(crate) fn encoded(&self) -> &[u8] {
+        self.backing.bytes()
     }
 
     fn variant<'a>(&'a self, head: &'a VariantHead) -> Option<Variant<'a>> {
@@ -389,14 +411,19 @@ pub fn encode(
 
 /// Writes an encoded snapshot beside `path` and renames it into place.
 ///
-/// The data is synced before the rename: after a power cut the name holds either the old
-/// generation or the new one, whole. The rename itself may be lost, and with it one generation,
-/// which the next scan makes again.
+/// The data is synced before the rename: after a power cut the name holds either the old generation
+/// or the new one, whole. The rename itself may be lost, and with it one generation, which the next
+/// scan makes again.
 ///
 /// # Errors
 ///
 /// The first error of the system; what was written beside is removed and `path` untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace(path, bytes, true)
+}
+
+/// As [`write_file`]; without `sync` for files that mean nothing after a restart.
+pub(crate) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -409,7 +436,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&beside)?;
         file.write_all(bytes)?;
-        file.sync_data()?;
+        if sync {
+            file.sync_data()?;
+        }
         fs::rename(&beside, path)
     };
     write().inspect_err(|_| {

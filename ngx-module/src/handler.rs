@@ -33,7 +33,7 @@ fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
     }
     request.discard_body()?;
 
-    let Some(snapshot) = served.cell.load_full() else {
+    let Some(snapshot) = served.cell.load_full().filter(|snapshot| snapshot.has_documents()) else {
         request.push_header(c"Retry-After", RETRY_AFTER)?;
         return Err(NGX_HTTP_SERVICE_UNAVAILABLE as Status);
     };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::catalog::Catalog;
 use crate::entry::Entry;
 use crate::follow::SnapshotCell;
+use crate::live::{self, Live};
 use crate::settings::Aliases;
 use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
 use crate::{Problem, Settings, fields, render};
@@ -31,10 +32,25 @@ const MAX_LOGGED: usize = 50;
 /// Where generations go.
 #[derive(Debug, Default)]
 pub(crate) struct Sink {
-    /// Snapshot file, for other processes and the next start.
-    pub(crate) file: Option<PathBuf>,
+    /// For other processes and the next start.
+    pub(crate) state: Option<StateFiles>,
     /// For readers in this process.
     pub(crate) cell: Option<Arc<(SnapshotCell, Signal)>>,
+}
+
+/// The files of an index in the state directory.
+#[derive(Clone, Debug)]
+pub(crate) struct StateFiles {
+    /// The last generation, for the next start.
+    pub(crate) snapshot: PathBuf,
+    /// Where the current one is, for running processes.
+    pub(crate) live: PathBuf,
+}
+
+impl StateFiles {
+    pub(crate) fn new(state_dir: &Path, id: &str) -> Self {
+        Self { snapshot: snapshot::path(state_dir, id), live: live::path(state_dir, id) }
+    }
 }
 
 /// Wakes those who wait for a generation.
@@ -75,6 +91,10 @@ pub(super) struct Publisher {
     streams: Vec<String>,
     aliases: Aliases,
     sink: Sink,
+    /// What readers have mapped, or may be about to.
+    live: Option<Live>,
+    /// The snapshot file is older than what is served.
+    unsaved: Option<Vec<u8>>,
     lineage: Lineage,
     /// What the last generation listed as problems.
     problems: Vec<Problem>,
@@ -102,6 +122,8 @@ impl Publisher {
             streams: settings.streams.clone(),
             aliases: settings.aliases,
             sink,
+            live: None,
+            unsaved: None,
             lineage: Lineage::default(),
             problems: Vec::new(),
             logged: BTreeSet::new(),
@@ -118,11 +140,15 @@ impl Publisher {
     }
 
     fn inherit(&mut self) {
-        let Some(file) = &self.sink.file else {
+        let Some(files) = self.sink.state.clone() else {
             return;
         };
-        match Snapshot::open(file) {
+        match Snapshot::open(&files.snapshot) {
             Ok(snapshot) => {
+                // Workers that start from now on share it instead of copying the file.
+                if let Err(err) = self.announce(snapshot.encoded(), &files.live) {
+                    log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
+                }
                 self.lineage = Lineage::from(&snapshot);
                 self.problems = snapshot.problems();
                 self.inherited = true;
@@ -160,13 +186,13 @@ impl Publisher {
     /// Whether to publish now, while `hashing` versions are being hashed.
     pub(super) fn due(&mut self, hashing: usize, now: Instant) -> bool {
         self.inherited &= hashing > 0;
-        self.next(hashing, now).is_some_and(|when| when <= now)
+        self.dirty && self.next(hashing, now).is_some_and(|when| when <= now)
     }
 
     /// When to publish next.
     pub(super) fn next(&self, hashing: usize, now: Instant) -> Option<Instant> {
         if !self.dirty || (self.inherited && hashing > 0) {
-            return None;
+            return self.retry.filter(|_| self.unsaved.is_some());
         }
         let when = if hashing == 0 || self.urgent {
             now
@@ -176,7 +202,9 @@ impl Publisher {
         } else {
             self.last + INTERVAL.max(self.cost * COST_FACTOR)
         };
-        Some(self.retry.map_or(when, |retry| when.max(retry)))
+        // What cannot be saved does not keep the next generation from being served.
+        let retry = self.retry.filter(|_| self.unsaved.is_none());
+        Some(retry.map_or(when, |retry| when.max(retry)))
     }
 
     /// Whether the very first generation waits, a moment, for the newest versions.
@@ -204,7 +232,6 @@ impl Publisher {
         root_missing: bool,
     ) {
         let start = Instant::now();
-        self.retry = None;
         let (catalog, more) = Catalog::new(entries, overrides, self.aliases);
         if catalog.products.is_empty() && self.awaiting.is_some_and(|until| start < until) {
             if self.dirty {
@@ -242,6 +269,9 @@ impl Publisher {
             self.retry = Some(Instant::now() + RETRY);
             return;
         }
+        if self.unsaved.is_none() {
+            self.retry = None;
+        }
         self.dirty = false;
         self.urgent = false;
         self.last = Instant::now();
@@ -259,9 +289,14 @@ impl Publisher {
     }
 
     fn store(&mut self, bytes: Vec<u8>) -> Result<(), SnapshotError> {
-        if let Some(file) = &self.sink.file {
-            let failed = |source| SnapshotError::Write { path: file.clone(), source };
-            snapshot::write_file(file, &bytes).map_err(failed)?;
+        if let Some(files) = self.sink.state.clone() {
+            let failed = |source| SnapshotError::Write { path: files.live.clone(), source };
+            // Readers first: syncing a file takes longer than all the rest.
+            self.announce(&bytes, &files.live).map_err(failed)?;
+            self.lineage = Lineage::from(&Snapshot::from_bytes(bytes.clone())?);
+            self.unsaved = Some(bytes);
+            self.save();
+            return Ok(());
         }
         let snapshot = Snapshot::from_bytes(bytes)?;
         self.lineage = Lineage::from(&snapshot);
@@ -270,6 +305,43 @@ impl Publisher {
             cell.1.notify();
         }
         Ok(())
+    }
+
+    fn announce(&mut self, bytes: &[u8], path: &Path) -> io::Result<()> {
+        let live = Live::new(bytes)?;
+        live.announce(path)?;
+        // The one before goes only now that nobody is told of it any more.
+        self.live = Some(live);
+        Ok(())
+    }
+
+    /// Writes the snapshot file, should it be behind. If that fails, it is tried again later;
+    /// readers have the generation all the same.
+    fn save(&mut self) {
+        let (Some(files), Some(bytes)) = (&self.sink.state, &self.unsaved) else {
+            return;
+        };
+        match snapshot::write_file(&files.snapshot, bytes) {
+            Ok(()) => {
+                self.unsaved = None;
+                self.retry = None;
+            }
+            Err(err) => {
+                log::error!(
+                    "cannot write snapshot \"{}\" ({err}); the generation is served, but a restart \
+                     would begin with an older one",
+                    files.snapshot.display()
+                );
+                self.retry = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Tries again to write what could not be written.
+    pub(super) fn retry(&mut self, now: Instant) {
+        if self.unsaved.is_some() && self.retry.is_some_and(|when| when <= now) {
+            self.save();
+        }
     }
 
     fn log(&mut self, problems: &[Problem]) {

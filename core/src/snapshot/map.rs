@@ -1,4 +1,4 @@
-//! The one place of the core with `unsafe`: mapping a snapshot file into memory.
+//! The one place of the core with `unsafe`: mapping a generation into memory.
 //!
 //! A mapping, and not a copy, because every worker process holds the same generation: mapped, they
 //! share the pages.
@@ -7,15 +7,15 @@
 use std::fs::File;
 use std::io;
 
-/// Maps the whole of `file`, read-only.
+/// Maps the whole of `memory`, read-only.
 ///
 /// # Errors
 ///
-/// The error of `mmap(2)`; also for an empty file.
-pub(super) fn map(file: &File) -> io::Result<memmap2::Mmap> {
-    // SAFETY: the mapping must not change or shrink while it lives. The publisher gives that
-    // guarantee: it creates each snapshot file under a name of its own with mode 0400, writes it
-    // once, renames it into place, and never opens it for writing again (`snapshot::write_file`);
-    // a new generation is a new inode, and unlinking the old one leaves its mappings whole.
-    unsafe { memmap2::Mmap::map(file) }
+/// The error of `mmap(2)`; also for empty memory.
+pub(super) fn map(memory: &File) -> io::Result<memmap2::Mmap> {
+    // SAFETY: what is mapped must not change or shrink while the mapping lives. The kernel
+    // guarantees it: the only caller, `Snapshot::open_live`, has the descriptor from `live::open`,
+    // which gives out memory that is sealed against writing and shrinking, and against being
+    // unsealed.
+    unsafe { memmap2::Mmap::map(memory) }
 }

@@ -200,11 +200,14 @@ fn a_damaged_snapshot_is_kept_out_and_made_again() {
         wait("a new snapshot", || versions(&empty) == 1);
         drop(builder);
         assert!(Snapshot::open(&path).is_ok());
+        let live = state.dir.path().join(format!("{}.live", settings.id()));
+        fs::remove_file(live).unwrap();
     }
 }
 
+/// What cannot be saved is served all the same, and saved when that is possible again.
 #[test]
-fn a_state_directory_that_cannot_be_written_is_tried_again() {
+fn a_snapshot_file_that_cannot_be_written_is_tried_again() {
     let (site, state) = (Site::new(), State::new());
     site.image(VERSION, "one");
     let settings = site.settings();
@@ -213,14 +216,52 @@ fn a_state_directory_that_cannot_be_written_is_tried_again() {
     wait("a generation", || versions(&cell) == 1);
     // Root writes everywhere, so a directory stands in the way instead of a missing permission.
     let path = snapshot::path(state.dir.path(), &settings.id());
+    let saved = || Snapshot::open(&path).map_or(0, |snapshot| snapshot.counts().versions);
+    wait("it to be saved", || saved() == 1);
     let mut beside = path.clone().into_os_string();
     beside.push(".new");
     fs::create_dir(&beside).unwrap();
     site.image("images/a/1/amd64/default/20240102", "two");
-    wait("the generation before stays", || versions(&cell) == 1 && path.exists());
+    wait("the generation to be served", || versions(&cell) == 2);
+    assert_eq!(saved(), 1);
     fs::remove_dir(&beside).unwrap();
-    wait("the next try", || versions(&cell) == 2);
+    wait("the next try", || saved() == 2);
     drop(builder);
+}
+
+/// Nobody who damages what has a name in the state directory can harm what is being served.
+#[test]
+fn truncating_files_in_place_does_no_harm() {
+    let (site, state) = (Site::new(), State::new());
+    site.image(VERSION, "one");
+    let settings = site.settings();
+    let builder = state.builder(&settings);
+    let (_follower, cell) = state.follow(&settings.id());
+    wait("a generation", || versions(&cell) == 1);
+    let path = snapshot::path(state.dir.path(), &settings.id());
+    wait("the snapshot file", || path.exists());
+    for entry in fs::read_dir(state.dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("snapshot" | "live")) {
+            let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(0).unwrap();
+        }
+    }
+    let intact = || {
+        let snapshot = cell.load_full().unwrap();
+        let images = snapshot.document("images.json").unwrap();
+        let text = String::from_utf8(images.identity.bytes.to_vec()).unwrap();
+        text.contains("20240101")
+    };
+    assert!(intact());
+    site.image("images/a/1/amd64/default/20240102", "two");
+    wait("the next generation", || {
+        assert!(intact());
+        versions(&cell) == 2
+    });
+    drop(builder);
+    assert!(intact(), "although its builder is gone");
 }
 
 /// Hashes reach the disk once they have stood for three seconds; after that, neither a restart nor a

@@ -1,0 +1,126 @@
+//! Hands a generation from the process that builds to those that serve, as memory that nobody can
+//! change.
+//!
+//! Readers must not map a file that has a name: whoever truncates it, by mistake or in a test, makes
+//! every process that sends from it die of `SIGBUS`. So the builder writes each generation into an
+//! unnamed, sealed memory file (`memfd_create(2)`; sealed, it can neither shrink nor change), and
+//! says in a small file, `<id>.live`, where it is: its own process, and a descriptor there. Readers
+//! of the same user open it through `/proc`, check the seals, and map it. All of them share its pages,
+//! and a mapping outlives the builder.
+//!
+//! Where that does not work (the builder is gone, `/proc` is not mounted), readers copy the snapshot
+//! file into memory of their own.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+/// What the memory must be sealed against before anybody maps it.
+const SEALS: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
+
+/// Path of the file that says where the current generation of the index `id` is.
+pub fn path(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join(format!("{id}.live"))
+}
+
+/// A generation in sealed memory; readers find it as long as this lives.
+#[derive(Debug)]
+pub struct Live {
+    memory: OwnedFd,
+}
+
+impl Live {
+    /// Puts `bytes` into sealed memory.
+    ///
+    /// # Errors
+    ///
+    /// When the memory or its descriptor cannot be had.
+    pub fn new(bytes: &[u8]) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = rustix::fs::memfd_create("simplestreams", flags)?;
+        let mut file = File::from(memory);
+        file.write_all(bytes)?;
+        let memory = OwnedFd::from(file);
+        rustix::fs::fcntl_add_seals(&memory, SEALS)?;
+        Ok(Self { memory })
+    }
+
+    /// Tells readers, in the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written; readers then keep what they have.
+    pub fn announce(&self, path: &Path) -> io::Result<()> {
+        let text = format!("{} {}\n", std::process::id(), self.memory.as_raw_fd());
+        crate::snapshot::replace(path, text.as_bytes(), false)
+    }
+}
+
+/// The memory that the file at `path` tells of.
+///
+/// # Errors
+///
+/// When there is no such file, or what it tells of is gone or not sealed.
+pub fn open(path: &Path) -> io::Result<File> {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let text = fs::read_to_string(path)?;
+    let (process, descriptor) = text
+        .trim_end()
+        .split_once(' ')
+        .and_then(|(process, fd)| Some((process.parse::<u32>().ok()?, fd.parse::<u32>().ok()?)))
+        .ok_or_else(|| invalid("not a process and a descriptor"))?;
+    let memory = File::open(format!("/proc/{process}/fd/{descriptor}"))?;
+    // The number may by now be another process's, or another file.
+    let seals = rustix::fs::fcntl_get_seals(&memory)
+        .map_err(|_| invalid("the builder's descriptor is something else by now"))?;
+    if seals.contains(SEALS) { Ok(memory) } else { Err(invalid("the memory is not sealed")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn what_is_announced_can_be_opened_and_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "id");
+        assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let live = Live::new(b"generation").unwrap();
+        live.announce(&path).unwrap();
+        let mut text = String::new();
+        open(&path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "generation");
+
+        let inner = format!("/proc/self/fd/{}", live.memory.as_raw_fd());
+        let writer = File::options().write(true).open(inner).unwrap();
+        assert!(writer.set_len(1).is_err() && (&writer).write_all(b"x").is_err(), "sealed");
+        drop(live);
+        assert!(open(&path).is_err(), "gone with its builder");
+    }
+
+    #[test]
+    fn nothing_else_is_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "id");
+        let plain = File::open("/proc/self/status").unwrap();
+        let unsealed = rustix::fs::memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap();
+        let own = std::process::id();
+        for text in [
+            String::new(),
+            "x y".into(),
+            "1".into(),
+            "../.. 3".into(),
+            format!("{own} {}", plain.as_raw_fd()),
+            format!("{own} {}", unsealed.as_raw_fd()),
+            format!("{own} 4294967295"),
+        ] {
+            fs::write(&path, &text).unwrap();
+            assert!(open(&path).is_err(), "{text:?}");
+        }
+    }
+}
