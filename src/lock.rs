@@ -1,0 +1,175 @@
+//! One writer per directory of index files, and one watch per pid file.
+//!
+//! Both are files that are locked (`flock`) for as long as their holder lives: the kernel releases
+//! them however that ends. What is written in them is for people, and for `reload`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::exit::{Exit, Stop};
+
+/// In the directory of index files: whoever may write those may write this. It begins with a dot,
+/// so that neither web servers nor mirrors take it for a part of the index.
+const LOCK: &str = ".lxd-image-server.lock";
+
+/// A lock that is held until this is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Makes this process the one that writes index files into `streams_dir`.
+///
+/// # Errors
+///
+/// [`Exit::Locked`], with the holder, if another one is; a failure if the file cannot be had.
+pub fn streams(streams_dir: &Path) -> Result<Lock> {
+    let path = streams_dir.join(LOCK);
+    let what = || format!("cannot lock \"{}\"", path.display());
+    let mut file = open(&path).with_context(what)?;
+    match file.try_lock() {
+        Ok(()) => {
+            let command: Vec<String> = std::env::args().collect();
+            write(&mut file, &format!("{} {}\n", std::process::id(), command.join(" ")))
+                .with_context(what)?;
+            Ok(Lock { _file: file })
+        }
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            let (pid, command) = holder.trim().split_once(' ').unwrap_or(("unknown", "unknown"));
+            Err(Stop::with(
+                Exit::Locked,
+                format!(
+                    "the index in \"{}\" is written by another process: pid {pid}, \"{command}\"",
+                    streams_dir.display()
+                ),
+            ))
+        }
+        Err(TryLockError::Error(err)) => Err(err).with_context(what),
+    }
+}
+
+/// Opens the lock file. One that root makes belongs to the directory's owner, so that the service
+/// can lock it afterwards.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)?;
+    if rustix::process::geteuid().is_root()
+        && let Some(parent) = path.parent()
+    {
+        let owner = fs::metadata(parent)?;
+        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(file)
+}
+
+fn write(file: &mut File, text: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all(text.as_bytes())
+}
+
+/// A pid file that this process holds. Dropping it removes the file.
+#[derive(Debug)]
+pub struct PidFile {
+    path: std::path::PathBuf,
+    _file: File,
+}
+
+impl PidFile {
+    /// Writes the process id to `path`, whose directory is made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::Locked`] if a running watch has it; a failure if it cannot be written.
+    pub fn take(path: &Path) -> Result<Self> {
+        let what = || format!("cannot write pid file \"{}\"", path.display());
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).with_context(what)?;
+        }
+        let mut file = open(path).with_context(what)?;
+        match file.try_lock() {
+            Ok(()) => {
+                write(&mut file, &format!("{}\n", std::process::id())).with_context(what)?;
+                Ok(Self { path: path.to_owned(), _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(path).unwrap_or_default();
+                let (path, pid) = (path.display(), pid.trim());
+                let message = format!("pid file \"{path}\" belongs to a running watch: pid {pid}");
+                Err(Stop::with(Exit::Locked, message))
+            }
+            Err(TryLockError::Error(err)) => Err(err).with_context(what),
+        }
+    }
+
+    /// The process that holds `path`; none if no process does, whatever the file says.
+    ///
+    /// # Errors
+    ///
+    /// When the file is there and cannot be read.
+    pub fn holder(path: &Path) -> Result<Option<i32>> {
+        let what = || format!("cannot read pid file \"{}\"", path.display());
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(err).with_context(what),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => {
+                let text = fs::read_to_string(path).with_context(what)?;
+                let pid = text.trim().parse().ok().filter(|pid| *pid > 0);
+                pid.map(Some).with_context(|| format!("no pid in \"{}\"", path.display()))
+            }
+            Err(TryLockError::Error(err)) => Err(err).with_context(what),
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(err) = fs::remove_file(&self.path) {
+            log::warn!("cannot remove pid file \"{}\" ({err})", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_learns_who_is_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = streams(dir.path()).unwrap();
+        let err = streams(dir.path()).unwrap_err();
+        assert_eq!(crate::exit::code_of(&err), Exit::Locked);
+        assert!(err.to_string().contains(&format!("pid {}, ", std::process::id())), "{err}");
+        drop(first);
+        streams(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_pid_file_that_nobody_holds_means_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/pidfile");
+        assert_eq!(PidFile::holder(&path).unwrap(), None);
+        let held = PidFile::take(&path).unwrap();
+        assert_eq!(PidFile::holder(&path).unwrap(), Some(std::process::id().cast_signed()));
+        assert!(PidFile::take(&path).is_err());
+        drop(held);
+        assert!(!path.exists());
+        fs::write(&path, "1\n").unwrap();
+        assert_eq!(PidFile::holder(&path).unwrap(), None, "process 1 holds no lock on it");
+    }
+}

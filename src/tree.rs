@@ -1,0 +1,86 @@
+//! Which tree is indexed, and where its index files go: from options and configuration.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf, absolute};
+
+use anyhow::{Context as _, Result};
+use simplestreams::{Settings, check_stream_name, default_threads};
+
+use crate::cli::TreeArgs;
+use crate::config::Config;
+use crate::exit::Stop;
+
+/// A tree and where its index goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// What the core indexes: the parent of the directory of images, with that as its one stream.
+    pub settings: Settings,
+    /// The directory of the index files.
+    pub streams_dir: PathBuf,
+    /// Threads that hash.
+    pub threads: std::num::NonZeroUsize,
+}
+
+impl Tree {
+    /// Options go before the configuration. Both directories must exist, as they had to for the
+    /// Python tool: an index of a directory that is merely not mounted would list nothing.
+    ///
+    /// # Errors
+    ///
+    /// A directory is missing, cannot be read, or has a name that no stream may have.
+    pub fn new(args: &TreeArgs, config: &Config) -> Result<Self> {
+        let img_dir = args.img_dir.as_deref().unwrap_or(&config.img_dir);
+        let streams_dir = args.streams_dir.as_deref().unwrap_or(&config.streams_dir);
+        let img_dir = existing("img_dir", img_dir)?;
+        let streams_dir = existing("streams_dir", streams_dir)?;
+        let (Some(root), Some(stream)) = (img_dir.parent(), img_dir.file_name()) else {
+            let img_dir = img_dir.display();
+            return Err(Stop::usage(format!("img_dir \"{img_dir}\" must have a parent")));
+        };
+        let stream = stream.to_string_lossy().into_owned();
+        check_stream_name(&stream).map_err(|what| {
+            let img_dir = img_dir.display();
+            Stop::usage(format!("the last part of img_dir \"{img_dir}\" {what}"))
+        })?;
+        let settings = Settings {
+            streams: vec![stream],
+            aliases: config.aliases,
+            settle: config.settle,
+            rescan: config.rescan,
+            ..Settings::new(root)
+        };
+        let threads = config.threads.unwrap_or_else(default_threads);
+        Ok(Self { settings, streams_dir, threads })
+    }
+
+    /// The directory of images.
+    pub fn img_dir(&self) -> PathBuf {
+        self.settings.root.join(self.stream())
+    }
+
+    /// The name of the one stream.
+    pub fn stream(&self) -> &str {
+        self.settings.streams.first().map_or("", String::as_str)
+    }
+}
+
+/// The absolute path of a directory that is there. A symbolic link stays one, for the name of the
+/// stream is the link's, unless it leaves its parent, where the core would not follow it.
+fn existing(option: &str, path: &Path) -> Result<PathBuf> {
+    let shown = path.display();
+    let path = absolute(path).with_context(|| format!("{option} \"{shown}\""))?;
+    let refuse = |err: &io::Error| match err.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{option} \"{shown}\" does not exist; create it, or mount it")
+        }
+        _ => format!("cannot look into {option} \"{shown}\" ({err})"),
+    };
+    fs::read_dir(&path).map_err(|err| Stop::usage(refuse(&err)))?;
+    let real = path.canonicalize().map_err(|err| Stop::usage(refuse(&err)))?;
+    let parent = path.parent().and_then(|parent| parent.canonicalize().ok());
+    match parent {
+        Some(parent) if real.starts_with(&parent) && path.file_name().is_some() => Ok(path),
+        _ => Ok(real),
+    }
+}

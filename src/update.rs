@@ -1,0 +1,116 @@
+//! `lxd-image-server update`: the index from scratch.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use simplestreams::{Index, Snapshot};
+
+use crate::cli::Update;
+use crate::config::Config;
+use crate::exit::{Exit, Stop};
+use crate::listing::Listing;
+use crate::progress::Shown;
+use crate::tree::Tree;
+use crate::{lock, logging, streams};
+
+/// How often progress is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How much longer than the settle time files may be unready before it is said which.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Most names of versions in one message.
+const MAX_NAMED: usize = 10;
+
+/// Makes the index, writes it, and reports what changed.
+///
+/// # Errors
+///
+/// See [`Exit`]; with `--strict`, [`Exit::Problems`] if anything in the tree is wrong.
+pub fn run(args: &Update, config: &Config) -> Result<()> {
+    let tree = Tree::new(&args.tree, config)?;
+    let snapshot = make(&tree, args.patience)?;
+    let problems = snapshot.problems();
+    for problem in &problems {
+        println!("problem {}", logging::one_line(&problem.to_string()));
+    }
+    let counts = snapshot.counts();
+    println!(
+        "{} products, {} versions, {} problems",
+        counts.products,
+        counts.versions,
+        problems.len()
+    );
+    if args.strict && !problems.is_empty() {
+        return Err(Stop::with(Exit::Problems, "there are problems"));
+    }
+    Ok(())
+}
+
+/// Hashes the whole tree, writes its index, and prints which versions came, went and changed.
+///
+/// # Errors
+///
+/// [`Exit::Locked`] if another process writes that index; a failure to write it.
+pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
+    let _lock = lock::streams(&tree.streams_dir)?;
+    // The report says the same.
+    logging::quieten_core();
+    log::info!("indexing \"{}\"", tree.img_dir().display());
+    let index = Index::with_threads(tree.settings.clone(), tree.threads)
+        .context("cannot start indexing")?;
+    let snapshot = complete(&index, tree.settings.settle, patience)?;
+    let before = Listing::read(&tree.streams_dir, &format!("{}.json", tree.stream()));
+    let written = streams::write(&tree.streams_dir, &snapshot)?;
+    for change in Listing::of(&snapshot).changes_since(&before) {
+        println!("{}", logging::one_line(&change));
+    }
+    let dir = tree.streams_dir.display();
+    match written {
+        true => log::info!("wrote the index to \"{dir}\""),
+        false => log::info!("the index in \"{dir}\" is right already"),
+    }
+    Ok(snapshot)
+}
+
+/// Waits until everything on disk is listed or a problem; what is still being written is waited for
+/// with `patience`.
+fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<Arc<Snapshot>> {
+    let mut shown = Shown::new();
+    let mut unready: Option<Instant> = None;
+    let mut told = false;
+    loop {
+        let progress = index.progress();
+        shown.update(progress);
+        if progress.is_idle() {
+            break;
+        }
+        if progress.looks > 0 && progress.hashing == 0 {
+            let since = unready.get_or_insert_with(Instant::now).elapsed();
+            if since > settle + GRACE && !told {
+                told = true;
+                log::info!("waiting for files that are being written: {}", names(index));
+            }
+            if since > patience {
+                log::warn!("leaving out what is still being written: {}", names(index));
+                break;
+            }
+        } else {
+            unready = None;
+        }
+        let seen = index.snapshot().map_or(0, |snapshot| snapshot.generation());
+        index.wait_newer(seen, TICK);
+    }
+    index.snapshot().context("no index could be made")
+}
+
+fn names(index: &Index) -> String {
+    let names = index.waiting();
+    let more = names.len().saturating_sub(MAX_NAMED);
+    let mut text = names[..names.len() - more].join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
