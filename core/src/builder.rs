@@ -30,6 +30,9 @@ pub struct BuilderOptions {
     pub indexes: Vec<Settings>,
     /// How many threads hash.
     pub threads: NonZeroUsize,
+    /// Called on each hashing thread when it starts, after its nice value has been set to 19; for
+    /// what safe Rust cannot do to it.
+    pub prepare_thread: Option<fn()>,
 }
 
 /// Running threads that scan, hash, watch and publish.
@@ -52,7 +55,7 @@ impl Builder {
     /// When a thread or descriptor cannot be had. Trouble with a tree or the state directory is no
     /// error here: it is logged, and tried again.
     pub fn spawn(options: BuilderOptions) -> io::Result<Self> {
-        let pool = Arc::new(Pool::spawn(options.threads)?);
+        let pool = Arc::new(Pool::spawn(options.threads, options.prepare_thread)?);
         let mut builder = Self { indexers: Vec::new(), gauges: Vec::new(), pool };
         for settings in options.indexes {
             let (sender, events) = channel();

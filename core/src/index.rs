@@ -55,7 +55,7 @@ impl Index {
     /// As for [`open`](Self::open).
     pub fn with_threads(settings: Settings, threads: NonZeroUsize) -> io::Result<Self> {
         let cell = Arc::<(SnapshotCell, Signal)>::default();
-        let pool = Arc::new(Pool::spawn(threads)?);
+        let pool = Arc::new(Pool::spawn(threads, None)?);
         let sink = Sink { state: None, cell: Some(Arc::clone(&cell)) };
         let (sender, events) = channel();
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));

@@ -58,12 +58,13 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads. They inherit the caller's signal mask.
+    /// Starts `threads` threads, each of which calls `prepare` first. They inherit the caller's
+    /// signal mask.
     ///
     /// # Errors
     ///
     /// When a thread cannot be had.
-    pub fn spawn(threads: NonZeroUsize) -> io::Result<Self> {
+    pub fn spawn(threads: NonZeroUsize, prepare: Option<fn()>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             ready: Condvar::new(),
@@ -75,7 +76,7 @@ impl Pool {
         for number in 0..threads.get() {
             let shared = Arc::clone(&pool.shared);
             let thread = thread::Builder::new().name(format!("ss-hash{number}"));
-            pool.threads.push(thread.spawn(move || work(&shared))?);
+            pool.threads.push(thread.spawn(move || work(&shared, prepare))?);
         }
         Ok(pool)
     }
@@ -134,8 +135,11 @@ impl Shared {
     }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, prepare: Option<fn()>) {
     yield_to_others();
+    if let Some(prepare) = prepare {
+        prepare();
+    }
     while let Some(job) = shared.next() {
         let bytes = &job.gauges.bytes_hashed;
         let context = Context { cache: &shared.cache, stop: &shared.stop, bytes };

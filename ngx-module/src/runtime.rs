@@ -110,6 +110,7 @@ fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
         state_dir,
         indexes: conf.indexes().iter().map(|index| index.settings.clone()).collect(),
         threads: conf.threads.unwrap_or_else(default_threads),
+        prepare_thread: Some(threads::idle),
     };
     Service::new("builder", move || Builder::spawn(options.clone()))
 }

@@ -49,6 +49,21 @@ pub(crate) fn undisturbed<T>(start: impl FnOnce() -> T) -> T {
     start()
 }
 
+/// Lets the calling thread have the CPU and the disk only when nobody else wants them: hashing must
+/// not be felt by requests.
+pub(crate) fn idle() {
+    /// `ioprio_set(2)`: the calling thread, and the idle class in the class's bits.
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: both calls take numbers and, the first, a structure that it only reads; they affect
+    // the calling thread alone. Where they are refused, it is merely less polite.
+    unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE);
+    }
+}
+
 /// The mask before, unless it could not be changed.
 fn block_signals() -> Option<libc::sigset_t> {
     let mut all = MaybeUninit::uninit();

@@ -94,6 +94,7 @@ impl State {
             state_dir: self.dir.path().to_owned(),
             indexes: vec![settings.clone()],
             threads: NonZeroUsize::MIN,
+            prepare_thread: None,
         })
         .unwrap()
     }
