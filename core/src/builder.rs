@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Settings;
 use crate::index::Running;
@@ -17,6 +17,9 @@ use crate::progress::{Gauges, Progress};
 
 /// How often a builder that waits for another one to go looks whether it did.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// After this long, waiting is worth a line in the log: on a reload the two helpers overlap anyway.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Name of the hash cache in the state directory. All indexes of a builder share it.
 const HASHES: &str = "hashes.redb";
@@ -94,20 +97,24 @@ impl Drop for Builder {
 /// Waits until no other process builds this index; `None` if told to stop first.
 fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Option<File> {
     let path = state_dir.join(format!("{}.lock", settings.id()));
+    let start = Instant::now();
     let mut told = false;
     loop {
         match try_lock(&path) {
             Ok(Some(lock)) => return Some(lock),
-            Ok(None) if !told => log::info!(
-                "another process builds the index of \"{}\", taking over when it ends",
-                settings.root.display()
-            ),
+            Ok(None) if !told && start.elapsed() >= LOCK_PATIENCE => {
+                log::info!(
+                    "another process builds the index of \"{}\", taking over when it ends",
+                    settings.root.display()
+                );
+                told = true;
+            }
             Err(err) if !told => {
                 log::error!("cannot lock \"{}\" ({err}), trying again", path.display());
+                told = true;
             }
             _ => {}
         }
-        told = true;
         match events.recv_timeout(LOCK_POLL) {
             Err(RecvTimeoutError::Timeout) => {}
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return None,
