@@ -47,7 +47,8 @@ fn container(kind: Kind) {
             panic!("{kind:?}: {said}\n{}", String::from_utf8_lossy(&log.stdout));
         };
         // Past the test runner, which shows what a test prints only if the test fails.
-        writeln!(std::io::stderr(), "SKIP start of a container by {kind:?}: {reason}").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIP start of a container by {kind:?}: {reason}").expect("stderr");
         return;
     }
     assert_eq!(daemon.ok(&["exec", "demo", "--", "cat", "/etc/image-serial"]).trim(), NEWEST);

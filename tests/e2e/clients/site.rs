@@ -61,15 +61,22 @@ pub(crate) fn demo_image(product: &Path, serial: &str) -> Command {
     command
 }
 
-/// Metadata and root of both versions, made once.
-fn demo_files() -> &'static [(&'static str, [Vec<u8>; 2]); 2] {
-    static FILES: OnceLock<[(&str, [Vec<u8>; 2]); 2]> = OnceLock::new();
-    FILES.get_or_init(|| {
+/// A version of the demonstration image in memory.
+struct Version {
+    name: &'static str,
+    metadata: Vec<u8>,
+    root: Vec<u8>,
+}
+
+/// Both versions, made once.
+fn demo_versions() -> &'static [Version; 2] {
+    static VERSIONS: OnceLock<[Version; 2]> = OnceLock::new();
+    VERSIONS.get_or_init(|| {
         let dir = tempfile::tempdir().expect("temporary directory");
-        [OLDER, NEWEST].map(|version| {
-            stdout_of(&mut demo_image(dir.path(), version));
-            let read = |name| fs::read(dir.path().join(version).join(name)).expect(name);
-            (version, ["lxd.tar.xz", "rootfs.squashfs"].map(read))
+        [OLDER, NEWEST].map(|name| {
+            stdout_of(&mut demo_image(dir.path(), name));
+            let read = |file| fs::read(dir.path().join(name).join(file)).expect(file);
+            Version { name, metadata: read("lxd.tar.xz"), root: read("rootfs.squashfs") }
         })
     })
 }
@@ -84,11 +91,11 @@ impl<'d> Site<'d> {
         let release = version.splitn(3, ['.', ' ']).take(2).collect::<Vec<_>>().join(".");
         let arch = stdout_of(Command::new("dpkg").arg("--print-architecture")).trim().to_owned();
         let product = dir.tree().join(product(&release, &arch));
-        for (version, files) in demo_files() {
-            let version = product.join(version);
-            fs::create_dir_all(&version).expect("version");
-            fs::write(version.join(metadata), &files[0]).expect("metadata");
-            fs::write(version.join("rootfs.squashfs"), &files[1]).expect("root");
+        for version in demo_versions() {
+            let place = product.join(version.name);
+            fs::create_dir_all(&place).expect("version");
+            fs::write(place.join(metadata), &version.metadata).expect("metadata");
+            fs::write(place.join("rootfs.squashfs"), &version.root).expect("root");
         }
         make_certificate(dir.path());
         let nginx = dir.start(&AROUND.replace("@SITE@", &adapted_site()));
