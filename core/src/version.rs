@@ -33,8 +33,8 @@ struct Listed {
 enum State {
     /// Nothing to do but wait: for writers, for quiet, or for a change.
     Resting,
-    /// Being hashed, under this ticket.
-    Hashing { ticket: u64, plan: Plan },
+    /// Being hashed, under this ticket; if that is another try, with what was wrong before.
+    Hashing { ticket: u64, plan: Plan, before: Option<Problem> },
     /// Not to be listed as it is.
     Broken { problem: Problem, plan: Option<Plan> },
 }
@@ -99,7 +99,8 @@ impl Version {
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         let broken = match &self.state {
             State::Broken { problem, .. } => Some(problem),
-            _ => None,
+            State::Hashing { before, .. } => before.as_ref(),
+            State::Resting => None,
         };
         self.notes.iter().chain(broken)
     }
@@ -235,7 +236,13 @@ impl Version {
 
     /// Hashing of `plan` began under `ticket`.
     pub fn hashing(&mut self, ticket: u64, plan: Plan) {
-        self.state = State::Hashing { ticket, plan };
+        let before = match &self.state {
+            State::Broken { problem, plan: Some(broken) } if *broken == plan => {
+                Some(problem.clone())
+            }
+            _ => None,
+        };
+        self.state = State::Hashing { ticket, plan, before };
     }
 
     /// Takes the plan back if `ticket` is the one that is being hashed: other results are of a

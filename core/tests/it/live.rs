@@ -305,6 +305,27 @@ fn bad_input_is_a_problem_and_the_rest_is_served() {
     index.wait("three more", |images| images.versions() == 5);
 }
 
+/// A rescan tries again what was broken, which must not look like it was mended.
+#[test]
+fn a_problem_stays_while_it_is_tried_again() {
+    let site = Site::new();
+    site.image(VERSION, "good");
+    site.version("images/b/1/amd64/default/20240101").write("lxd.tar.xz", b"alone");
+    let rescan = Duration::from_millis(50);
+    let index = site.open_with(Settings { rescan, ..site.settings() });
+    index.wait("the problem", |images| images.versions() == 1 && images.problems().len() == 1);
+    let seen = index.record(|| {
+        let looks = index.progress().looks;
+        let deadline = std::time::Instant::now() + Site::DEADLINE;
+        while index.progress().looks < looks + 10 {
+            assert!(std::time::Instant::now() < deadline, "no rescan");
+            std::thread::yield_now();
+        }
+    });
+    assert_eq!(seen.len(), 1, "generations without a change");
+    assert_eq!(seen[0].problems().len(), 1);
+}
+
 #[test]
 fn a_file_that_may_not_be_read_is_a_problem_until_it_may() {
     if rustix::process::geteuid().is_root() {
