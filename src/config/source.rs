@@ -94,8 +94,11 @@ pub fn read(path: &Path) -> Result<Sayings, Refusal> {
 pub fn parse(path: &Path, text: &str) -> Result<Sayings, Refusal> {
     let text = &Text { file: path.into(), text };
     let table = DeTable::parse(text.text).map_err(|err| {
-        let place = text.place(err.span().unwrap_or_default());
-        Refusal(format!("{place}: {}", err.message().replace('\n', ", ")))
+        let span = err.span().unwrap_or_default();
+        let near = text.text.get(span.clone()).and_then(|near| near.lines().next());
+        let near = near.filter(|near| !near.is_empty()).map(|near| format!(" at \"{near}\""));
+        let message = err.message().replace('\n', ", ");
+        Refusal(format!("{}: {message}{}", text.place(span), near.unwrap_or_default()))
     })?;
     let mut said = BTreeMap::new();
     flatten(text, &Vec::new(), table.get_ref(), &mut said);

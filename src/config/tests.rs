@@ -41,6 +41,7 @@ fn what_is_wrong_has_file_line_column_and_key() {
     let mirror = "[mirrors.a]\nuser = \"u\"\nremote = \"h\"\nkey_path = \"/k\"\n";
     let cases = [
         ("x = ", "c.toml:1:5: "),
+        ("threads = 1\nthreads = 2", "c.toml:2:1: duplicate key at \"threads\""),
         ("\nimg_dir = 5", "c.toml:2:1: key \"img_dir\" must be a string, not a number"),
         ("settle = \"soon\"", "c.toml:1:1: key \"settle\" must be a time"),
         ("aliases = [\"long\"]", "c.toml:1:1: key \"aliases\": \"long\" is none of"),

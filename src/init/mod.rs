@@ -20,6 +20,9 @@ use crate::config::Config;
 use crate::tree::Tree;
 use crate::update;
 
+/// How long the first index waits for files that are being written; the next one has them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Prepares, or says what it would do.
 ///
 /// # Errors
@@ -46,7 +49,7 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
     } else {
         steps.step(&format!("make the first index in {}", streams.display()), || {
             let tree = TreeArgs { img_dir: Some(images), streams_dir: Some(streams.clone()) };
-            update::make(&Tree::new(&tree, config)?, Duration::ZERO).map(drop)
+            update::make(&Tree::new(&tree, config)?, PATIENCE).map(drop)
         })?;
     }
     enabled.reload(&steps)?;

@@ -1,5 +1,8 @@
-//! What was pushed to a mirror last, over restarts: for files that were replaced by others of the same
-//! size and time, and for index files that must not list what is about to be replaced.
+//! What a mirror has got, as far as this host has seen to it, over restarts: which files, and which
+//! index files.
+//!
+//! rsync tells files apart by size and time, so it would take a file that was replaced by another one
+//! of the same size and time for the same; and it cannot know which of them the mirror lists.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,25 +17,51 @@ use crate::streams::INDEX;
 
 /// See the module.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Memory {
     /// Where it was pushed to; a mirror that has moved has got nothing.
     target: String,
-    /// Documents by name.
+    /// sha256 of each file that was pushed, by path below the root, whether it is listed or not.
+    files: BTreeMap<String, String>,
+    /// The index files that were pushed last, by name.
     documents: BTreeMap<String, String>,
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+/// What a mirror has of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Has {
+    /// Another file of this name.
+    Other,
+    /// Nobody knows.
+    Unknown,
+    /// This one.
+    Same,
 }
 
 impl Memory {
     /// What is remembered of the mirror `name` at `target`; nothing if that cannot be read, which
     /// costs no more than the precautions that it allows.
     pub fn load(data_dir: &Path, name: &str, target: &str) -> Self {
-        let memory = fs::read(path(data_dir, name))
+        let path = path(data_dir, name);
+        let memory = fs::read(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok())
             .filter(|memory| memory.target == target);
-        memory.unwrap_or_else(|| Self { target: target.to_owned(), documents: BTreeMap::new() })
+        Self { target: target.to_owned(), path, ..memory.unwrap_or_default() }
     }
 
-    /// What the mirror lists.
+    /// What the mirror has of the file `path` with this hash.
+    pub fn has(&self, path: &str, sha256: &str) -> Has {
+        match self.files.get(path) {
+            None => Has::Unknown,
+            Some(known) if known == sha256 => Has::Same,
+            Some(_) => Has::Other,
+        }
+    }
+
+    /// What the index files that were pushed list.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::default();
         for (name, text) in self.documents.iter().filter(|(name, _)| *name != INDEX) {
@@ -41,24 +70,42 @@ impl Memory {
         listing
     }
 
-    /// Remembers `snapshot`.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written; it holds for this process all the same.
-    pub fn store(&mut self, data_dir: &Path, name: &str, snapshot: &Snapshot) -> io::Result<()> {
+    /// The files of `listing` were pushed.
+    pub fn pushed_files(&mut self, listing: &Listing) {
+        let files = listing.files().into_iter();
+        self.files.extend(files.map(|(path, (sha256, _))| (path.to_owned(), sha256.to_owned())));
+        self.save();
+    }
+
+    /// Index files were pushed.
+    pub fn pushed_index(&mut self, snapshot: &Snapshot) {
         let document = |name: &str| {
             let bytes = snapshot.document(name)?.identity.bytes;
             Some((name.to_owned(), String::from_utf8_lossy(bytes).into_owned()))
         };
         self.documents = snapshot.names().filter_map(document).collect();
-        let path = path(data_dir, name);
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
+        self.save();
+    }
+
+    /// What is not below `root` was deleted from the mirror.
+    pub fn deleted(&mut self, root: &Path) {
+        self.files.retain(|path, _| root.join(path).exists());
+        self.save();
+    }
+
+    /// It holds for this process, whether it can be written or not.
+    fn save(&self) {
+        let save = || {
+            if let Some(dir) = self.path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let beside = self.path.with_extension("json.new");
+            fs::write(&beside, serde_json::to_vec(self).map_err(io::Error::other)?)?;
+            fs::rename(&beside, &self.path)
+        };
+        if let Err(err) = save() {
+            log::warn!("cannot write \"{}\" ({err})", self.path.display());
         }
-        let beside = path.with_extension("json.new");
-        fs::write(&beside, serde_json::to_vec(self).map_err(io::Error::other)?)?;
-        fs::rename(&beside, &path)
     }
 }
 

@@ -17,6 +17,7 @@ mod prune;
 mod push;
 mod rsync;
 mod ssh;
+mod staging;
 mod worker;
 
 use std::collections::BTreeMap;

@@ -1,10 +1,12 @@
 //! End to end: a real nginx, and real clients.
 
 mod clients;
+mod command;
 mod daemons;
 mod directives;
 mod faults;
 mod harness;
 mod live;
+mod mirrors;
 mod reload;
 mod serving;

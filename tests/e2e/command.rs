@@ -1,0 +1,319 @@
+//! The command `lxd-image-server`, run as administrators and service managers run it.
+
+mod init;
+pub(crate) mod program;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::harness::{Dir, signal, until};
+use program::{Watch, command, configure, run, stderr, stdout, streams, succeed};
+
+const PRODUCT: &str = "images/busybox/1.36/amd64/default";
+
+/// Names of the listed versions, of `busybox:1.36:amd64:default`.
+fn listed(dir: &Dir) -> Vec<String> {
+    let bytes = fs::read(streams(dir).join("images.json")).unwrap_or_default();
+    let json: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let versions = json["products"]["busybox:1.36:amd64:default"]["versions"].as_object().cloned();
+    versions.into_iter().flatten().map(|(name, _)| name).collect()
+}
+
+#[track_caller]
+fn until_listed(dir: &Dir, versions: &[&str]) {
+    until(&format!("{versions:?} are listed"), || (listed(dir) == versions).then_some(()));
+}
+
+#[test]
+fn update_writes_reports_and_leaves_alone() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    dir.add_image(&format!("{PRODUCT}/20260102_0000"), "two");
+    let said = succeed(&mut command(&dir, &["update"]));
+    assert!(said.contains("added busybox:1.36:amd64:default 20260101_0000\n"), "{said}");
+    assert!(said.ends_with("1 products, 2 versions, 0 problems\n"), "{said}");
+    assert_eq!(listed(&dir), ["20260101_0000", "20260102_0000"]);
+
+    // The bytes are the core's, in both variants, readable by a web server.
+    let index =
+        simplestreams::Index::open(simplestreams::Settings::new(dir.tree())).expect("index");
+    let snapshot = until("all is listed", || {
+        let snapshot = index.snapshot().filter(|s| s.counts().versions == 2)?;
+        index.progress().is_idle().then_some(snapshot)
+    });
+    let inode = |name: &str| fs::metadata(streams(&dir).join(name)).expect("index file").ino();
+    let mut inodes = Vec::new();
+    for name in ["index.json", "images.json"] {
+        let plain = fs::read(streams(&dir).join(name)).expect("index file");
+        assert!(plain == snapshot.document(name).expect("document").identity.bytes);
+        let gzip = fs::File::open(streams(&dir).join(format!("{name}.gz"))).expect("variant");
+        assert_eq!(gzip.metadata().expect("variant").mode() & 0o777, 0o644);
+        let mut decoded = Vec::new();
+        flate2::read::GzDecoder::new(gzip).read_to_end(&mut decoded).expect("gzip");
+        assert!(decoded == plain, "{name} and its variant differ");
+        inodes.push(inode(name));
+    }
+
+    // A second time nothing changes, and nothing is written.
+    let said = succeed(&mut command(&dir, &["update", "--strict"]));
+    assert_eq!(said, "1 products, 2 versions, 0 problems\n");
+    assert_eq!(inodes, ["index.json", "images.json"].map(inode));
+
+    // Then a version goes, one comes, one is broken.
+    fs::remove_dir_all(dir.tree().join(PRODUCT).join("20260101_0000")).expect("removed");
+    dir.add_image(&format!("{PRODUCT}/20260103_0000"), "three");
+    dir.add_file(&format!("{PRODUCT}/20260104_0000/lxd.tar.xz"), crate::harness::metadata());
+    let output = run(&mut command(&dir, &["update", "--strict"]));
+    let said = stdout(&output);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(said.contains("removed busybox:1.36:amd64:default 20260101_0000\n"), "{said}");
+    assert!(said.contains("added busybox:1.36:amd64:default 20260103_0000\n"), "{said}");
+    assert!(said.contains("problem \"images/busybox/1.36/amd64/default/20260104_0000\""), "{said}");
+    assert_eq!(listed(&dir), ["20260102_0000", "20260103_0000"]);
+    // Without --strict problems are reported, and no failure.
+    succeed(&mut command(&dir, &["update"]));
+}
+
+#[test]
+fn update_waits_for_writers_and_says_for_whom() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    let version = format!("{PRODUCT}/20260102_0000");
+    dir.add_image(&version, "two");
+    let root = dir.tree().join(&version).join("rootfs.squashfs");
+    let mut file = fs::OpenOptions::new().append(true).open(root).expect("root");
+    let mut child = command(&dir, &["update", "--patience", "3s"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("runs");
+    // Written to all the time.
+    let status = until("update ends", || {
+        file.write_all(b"more").expect("written");
+        child.try_wait().expect("own child")
+    });
+    let mut said = String::new();
+    child.stderr.take().expect("stderr").read_to_string(&mut said).expect("text");
+    assert!(status.success(), "{said}");
+    assert!(
+        said.contains(&format!("waiting for files that are being written: {version}")),
+        "{said}"
+    );
+    assert!(said.contains("leaving out what is still being written"), "{said}");
+    assert_eq!(listed(&dir), ["20260101_0000"]);
+}
+
+#[test]
+fn watch_is_fresh_and_stops_cleanly() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    let socket = UnixDatagram::bind(dir.path().join("notify")).expect("socket");
+    socket.set_read_timeout(Some(crate::harness::DEADLINE)).expect("timeout");
+    let mut start = command(&dir, &["watch"]);
+    let watch = Watch::start_as(&dir, start.env("NOTIFY_SOCKET", dir.path().join("notify")));
+    let mut buffer = [0; 256];
+    let length = socket.recv(&mut buffer).expect("a notification");
+    assert_eq!(&buffer[..length], b"READY=1");
+
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    until_listed(&dir, &["20260101_0000"]);
+    dir.add_image(&format!("{PRODUCT}/20260102_0000"), "two");
+    until_listed(&dir, &["20260101_0000", "20260102_0000"]);
+    fs::remove_dir_all(dir.tree().join(PRODUCT).join("20260101_0000")).expect("removed");
+    until_listed(&dir, &["20260102_0000"]);
+
+    // The second one on the same index learns who has it; so does update.
+    for verb in ["watch", "update"] {
+        let output = run(&mut command(&dir, &[verb]));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains(&format!("pid {}, ", watch.process().0)), "{said}");
+        assert!(said.contains("watch"), "{said}");
+    }
+    drop(watch);
+    assert_eq!(listed(&dir), ["20260102_0000"], "the index stays");
+    let output = run(&mut command(&dir, &["reload"]));
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+}
+
+/// After a start nothing may be missing that was listed before and is still there, while everything
+/// is hashed again; and a tree that is not mounted is not an empty one.
+#[test]
+fn watch_keeps_the_last_index_until_it_knows_better() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    for day in 1..=3 {
+        dir.add_image(&format!("{PRODUCT}/2026010{day}_0000"), &day.to_string());
+    }
+    let all = ["20260101_0000", "20260102_0000", "20260103_0000"];
+    succeed(&mut command(&dir, &["update"]));
+    assert_eq!(listed(&dir), all);
+    let images = dir.tree().join("images");
+    let away = dir.tree().join("away");
+    fs::rename(&images, &away).expect("unmounted");
+    fs::create_dir(&images).expect("mount point");
+    {
+        let watch = Watch::start(&dir);
+        watch.says("keeping that index for up to 60 minutes");
+        assert_eq!(listed(&dir), all);
+        fs::remove_dir(&images).expect("mount point");
+        fs::rename(&away, &images).expect("mounted");
+        fs::remove_dir_all(dir.tree().join(PRODUCT).join("20260102_0000")).expect("removed");
+        until_listed(&dir, &["20260101_0000", "20260103_0000"]);
+    }
+}
+
+#[test]
+fn configuration_is_reloaded_by_signal_and_by_itself() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    let watch = Watch::start(&dir);
+    until_listed(&dir, &["20260101_0000"]);
+    let aliases = || {
+        let text = fs::read_to_string(streams(&dir).join("images.json")).expect("index");
+        let json: Value = serde_json::from_str(&text).expect("json");
+        json["products"]["busybox:1.36:amd64:default"]["aliases"].to_string()
+    };
+    assert!(aliases().contains("busybox/1.36/default"));
+
+    // A file that changes is read, without a signal.
+    configure(&dir, "aliases = [\"name\"]");
+    until("the new aliases", || (aliases() == "\"busybox:1.36:amd64:default\"").then_some(()));
+    // A wrong one is refused with its place, and changes nothing.
+    configure(&dir, "aliases = [\"nmae\"]");
+    watch.says("config.toml:7:1: key \"aliases\": \"nmae\" is none of short, path, name");
+    watch.says("the last good configuration stays");
+    configure(&dir, "aliases = [\"path\"]\nsetle = 1");
+    until("the new aliases", || (aliases() == "\"busybox/1.36/amd64/default\"").then_some(()));
+    watch.says("unknown key \"setle\" is ignored; did you mean \"settle\"?");
+
+    let before = watch.log().matches("reading the configuration again").count();
+    succeed(&mut command(&dir, &["reload"]));
+    until("reload", || {
+        let now = watch.log().matches("reading the configuration again").count();
+        (now > before).then_some(())
+    });
+    // So does HUP by hand.
+    signal(watch.process(), Signal::HUP);
+    until("HUP", || {
+        let now = watch.log().matches("reading the configuration again").count();
+        (now > before + 1).then_some(())
+    });
+    assert_eq!(listed(&dir), ["20260101_0000"]);
+}
+
+#[test]
+fn log_lines_for_files_journald_and_machines() {
+    let dir = Dir::new();
+    configure(&dir, "unknown_key = 1");
+    let log = dir.path().join("some.log");
+    let path = log.to_str().expect("path");
+    succeed(&mut command(&dir, &["--log-file", path, "--log-format", "json", "update"]));
+    for line in fs::read_to_string(&log).expect("log").lines() {
+        let json: Value = serde_json::from_str(line).unwrap_or_else(|err| panic!("{err}: {line}"));
+        assert!(json["message"].is_string() && json["level"].is_string(), "{line}");
+    }
+    // To journald, which standard error leads to if it is the stream that systemd names.
+    let file = fs::File::create(dir.path().join("journal")).expect("file");
+    let meta = file.metadata().expect("file");
+    let stream = format!("{}:{}", meta.dev(), meta.ino());
+    let output = command(&dir, &["update"]).env("JOURNAL_STREAM", stream).stderr(file).output();
+    assert!(output.expect("runs").status.success());
+    let lines = fs::read_to_string(dir.path().join("journal")).expect("lines");
+    assert!(lines.lines().all(|line| line.starts_with('<')), "{lines}");
+    assert!(lines.lines().any(|line| line.starts_with("<4>") && line.contains("unknown_key")));
+
+    // A file of the watch is opened again after rotation.
+    configure(&dir, "[log]\nfile = \"@/rotated.log\"");
+    let rotated = dir.path().join("rotated.log");
+    let watch = Watch::start(&dir);
+    until("lines", || fs::read_to_string(&rotated).ok().filter(|text| text.contains("watching")));
+    fs::rename(&rotated, dir.path().join("rotated.log.1")).expect("rotated");
+    signal(watch.process(), Signal::HUP);
+    until("the file is there again", || rotated.exists().then_some(()));
+}
+
+#[test]
+fn wrong_usage_and_configuration() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    let code = |args: &[&str]| {
+        let output = run(&mut command(&dir, args));
+        (output.status.code(), stderr(&output))
+    };
+    assert_eq!(code(&["frobnicate"]).0, Some(2));
+    let (status, said) = code(&["update", "--img_dir", "/no/such/directory"]);
+    assert_eq!(status, Some(2));
+    assert!(said.contains("img_dir \"/no/such/directory\" does not exist"), "{said}");
+    let (status, said) = code(&["update", "--streams_dir", "/no/such/directory"]);
+    assert_eq!(status, Some(2), "{said}");
+    let (status, said) = code(&["--log-file", "/no/such/directory/log", "config"]);
+    assert_eq!(status, Some(1));
+    assert!(said.contains("cannot log to \"/no/such/directory/log\""), "{said}");
+    configure(&dir, "settle = [");
+    let (status, said) = code(&["update"]);
+    assert_eq!(status, Some(2));
+    assert!(said.contains("config.toml:7:"), "{said}");
+    let missing = run(program::bare(&dir).args(["--config", "/no/such/config", "update"]));
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+
+    configure(&dir, "threads = 4");
+    let printed = succeed(&mut command(&dir, &["config"]));
+    let line = printed.lines().find(|line| line.starts_with("threads")).expect("threads");
+    assert!(line.contains("= 4 ") && line.contains("config.toml:7:1"), "{line}");
+    assert!(printed.contains("# default"), "{printed}");
+}
+
+/// A file that cannot be written whole is not put in place.
+#[test]
+fn a_full_disk_leaves_the_old_index() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    succeed(&mut command(&dir, &["update"]));
+    let before = fs::read(streams(&dir).join("images.json")).expect("index");
+    for day in 2..=5 {
+        dir.add_image(&format!("{PRODUCT}/2026010{day}_0000"), &day.to_string());
+    }
+    // No file may grow beyond one KiB.
+    let mut limited = Command::new("bash");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "limited"]);
+    limited.arg(env!("CARGO_BIN_EXE_lxd-image-server"));
+    limited.arg("--config").arg(dir.path().join("config.toml")).arg("update");
+    let output = run(&mut limited);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("cannot write"), "{output:?}");
+    assert!(before == fs::read(streams(&dir).join("images.json")).expect("index"));
+    let names = fs::read_dir(streams(&dir)).expect("streams").flatten();
+    let left = names.filter(|entry| entry.file_name().to_string_lossy().ends_with(".new")).count();
+    assert_eq!(left, 0, "files are left beside");
+}
+
+#[test]
+fn without_permission_it_says_where() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP: only root can become another user");
+        return;
+    }
+    let dir = Dir::new();
+    configure(&dir, "");
+    let mut other = Command::new("setpriv");
+    other.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    let program = dir.path().join("lxd-image-server");
+    fs::copy(env!("CARGO_BIN_EXE_lxd-image-server"), &program).expect("copied");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    other.arg(&program).arg("--config").arg(dir.path().join("config.toml")).arg("update");
+    let output = run(&mut other);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output);
+    assert!(said.contains("cannot lock") && said.contains("Permission denied"), "{said}");
+}
