@@ -2,6 +2,7 @@
 
 mod clients;
 mod command;
+mod compat;
 mod daemons;
 mod directives;
 mod faults;
