@@ -143,3 +143,36 @@ fn files_in_their_order() {
     let rescan = config.shown.iter().find(|shown| shown.key == "rescan").unwrap();
     assert_eq!(rescan.origin, format!("{}:1:1", named.display()));
 }
+
+/// The annotated file says what is true: every key is known, and stands at its default.
+#[test]
+fn the_annotated_file_has_every_key_at_its_default() {
+    let text = include_str!("../../packaging/config.toml");
+    assert!(load(text).unwrap().notes.is_empty());
+    let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    let keys = text.lines().filter(|line| is_key(line) || line.starts_with('['));
+    let said: String = keys.map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+    let (ours, default) = (load(&said).unwrap(), load("").unwrap());
+    assert_eq!(ours.notes, Vec::<String>::new());
+    let shown = |config: &Config| -> BTreeMap<String, String> {
+        config.shown.iter().map(|shown| (shown.key.clone(), shown.value.clone())).collect()
+    };
+    let (ours, default) = (shown(&ours), shown(&default));
+    for (key, value) in &default {
+        assert_eq!(ours.get(key), Some(value), "{key}");
+    }
+    // These have no fixed default.
+    for key in ours.keys().filter(|key| !default.contains_key(*key)) {
+        assert!(["threads", "mirroring.concurrency"].contains(&key.as_str()), "{key}");
+    }
+
+    let mirror: String = text
+        .lines()
+        .skip_while(|line| *line != "# [mirrors.one]")
+        .filter_map(|line| line.strip_prefix("# "))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let config = load(&mirror).unwrap();
+    assert_eq!(config.notes, Vec::<String>::new());
+    assert_eq!(config.mirrors["one"].port, 22);
+}

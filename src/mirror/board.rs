@@ -116,7 +116,9 @@ impl Board {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.clone();
         let value = change(&mut state);
-        if *state != before {
+        // A host without mirrors needs no such file, and may have no directory for it.
+        let wanted = !state.mirrors.is_empty() || !before.mirrors.is_empty() || self.path.exists();
+        if wanted && *state != before {
             // It is for people and for the next start; pushing goes on without it.
             if let Err(err) = self.save(&state) {
                 log::warn!("cannot write \"{}\" ({err})", self.path.display());
