@@ -155,13 +155,10 @@ fn start(state: &mut State, conf: Option<&MainConf>) {
     };
     running.drive();
     state.running = Some(running);
-    if state.timer.is_none() {
-        state.timer = Timer::new(crate::module::ngx_http_simplestreams_timer);
-    }
-    match &mut state.timer {
-        Some(timer) => timer.set(TICK),
-        None => log::error!("no memory for a timer, messages will be late"),
-    }
+    state
+        .timer
+        .get_or_insert_with(|| Timer::new(crate::module::ngx_http_simplestreams_timer))
+        .set(TICK);
     error_log::drain();
 }
 

@@ -161,6 +161,10 @@ fn bad_images_are_reported_and_everything_else_is_served() {
     for name in bad {
         until(name, || (!reports(name).is_empty()).then_some(()));
     }
+    let log = nginx.error_log();
+    let control = |c: char| c.is_control() && c != '\n';
+    assert!(!log.contains(control), "{log:?}");
+    assert!(log.lines().all(|line| line.starts_with("20")), "every line has a date: {log}");
     // Generations later it is still one line each.
     for round in 0..3 {
         let path = format!("{PRODUCT}/2026030{}_0000", round + 1);
@@ -172,10 +176,6 @@ fn bad_images_are_reported_and_everything_else_is_served() {
         let distinct: BTreeSet<&String> = reports.iter().collect();
         assert_eq!(reports.len(), distinct.len(), "{name}: {reports:#?}");
     }
-    let log = nginx.error_log();
-    let control = |c: char| c.is_control() && c != '\n';
-    assert!(!log.contains(control), "{log:?}");
-    assert!(log.lines().all(|line| line.starts_with("20")), "every line has a date: {log}");
     nginx.finish();
 }
 

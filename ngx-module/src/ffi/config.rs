@@ -15,7 +15,7 @@ use nginx_sys::{
     ngx_uint_t,
 };
 
-use super::borrowed;
+use super::{borrowed, shim};
 use crate::barrier::guard;
 use crate::conf::{Named, Place};
 
@@ -155,11 +155,8 @@ impl Conf {
             let server: &ngx_http_core_srv_conf_t = &*(*self.context().srv_conf.add(core)).cast();
             (location, &*(*(*server.ctx).loc_conf.add(core)).cast::<ngx_http_core_loc_conf_t>())
         };
-        #[cfg(any(ngx_feature = "pcre", ngx_feature = "pcre2"))]
-        let by_expression = !location.regex.is_null();
-        #[cfg(not(any(ngx_feature = "pcre", ngx_feature = "pcre2")))]
-        let by_expression = false;
-        let unnamed = by_expression || location.named() != 0;
+        // SAFETY: a valid location, by what was said above.
+        let unnamed = unsafe { shim::ngx_http_simplestreams_unnamed(location) != 0 };
         Place {
             name: (!unnamed).then(|| location.name.as_bytes()),
             root: location

@@ -1,18 +1,18 @@
 //! nginx's structures and functions, as far as this module needs them, behind safe names.
 //!
-//! Everything here runs on nginx's main thread, which is what makes nginx's global variables
+//! Bit fields are touched in C alone, see `shim.c`. Everything here runs on nginx's main thread, which is what makes nginx's global variables
 //! readable at all.
 #![allow(unsafe_code)]
 
 mod config;
 mod request;
+mod shim;
 mod timer;
 
 use log::{Level, LevelFilter};
 use nginx_sys::{
     NGX_LOG_DEBUG, NGX_LOG_DEBUG_HTTP, NGX_LOG_ERR, NGX_LOG_NOTICE, NGX_LOG_WARN,
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_flag_t, ngx_log_error_core, ngx_str_t,
-    ngx_uint_t,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_cycle, ngx_log_error_core, ngx_str_t, ngx_uint_t,
 };
 
 pub(crate) use self::config::{Conf, StatePathError, main_conf};
@@ -92,9 +92,4 @@ pub(crate) fn write_error_log(level: Level, text: &str) {
 /// `bytes` as nginx's string, for callees that only read it, and not longer than `bytes` lives.
 fn borrowed(bytes: &[u8]) -> ngx_str_t {
     ngx_str_t { len: bytes.len(), data: bytes.as_ptr().cast_mut() }
-}
-
-/// A flag of nginx's: an unset one (-1) counts as off.
-fn is_on(flag: ngx_flag_t) -> bool {
-    flag == 1
 }

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use nginx_sys::{
     NGX_ERROR, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_OK,
-    ngx_buf_t, ngx_chain_t, ngx_http_core_loc_conf_t, ngx_http_core_module,
-    ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
-    ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pcalloc,
-    ngx_pool_cleanup_add, ngx_str_t, ngx_table_elt_t, ngx_uint_t,
+    ngx_chain_t, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
+    ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pool_cleanup_add, ngx_str_t,
+    ngx_table_elt_t, ngx_uint_t,
 };
 
-use super::{borrowed, is_on};
+use super::{borrowed, shim};
 use crate::barrier::guard;
 
 /// What a handler returns to nginx: one of nginx's codes, or an HTTP status.
@@ -52,18 +51,6 @@ impl<'r> Request<'r> {
         unsafe { &*self.raw }
     }
 
-    #[allow(clippy::mut_from_ref)]
-    fn get_mut(&self) -> &mut ngx_http_request_t {
-        // SAFETY: as for `get`; nginx's main thread, on which this runs, is the only one that knows
-        // the request.
-        unsafe { &mut *self.raw }
-    }
-
-    fn core_conf(&self) -> &ngx_http_core_loc_conf_t {
-        // SAFETY: every location has a configuration of the core module, which is always there.
-        unsafe { &*self.location_conf(&raw const ngx_http_core_module).cast() }
-    }
-
     /// This location's configuration of `module`.
     ///
     /// # Safety
@@ -91,7 +78,8 @@ impl<'r> Request<'r> {
 
     /// Whether the header is on its way, after which no other status can be sent.
     pub(crate) fn header_sent(&self) -> bool {
-        self.get().header_sent() != 0
+        // SAFETY: the request is valid.
+        unsafe { shim::ngx_http_simplestreams_header_sent(self.raw) != 0 }
     }
 
     /// Reads the request's body, if there is one, and forgets it.
@@ -149,9 +137,8 @@ impl<'r> Request<'r> {
     /// Says once that the answer depends on Accept-Encoding. With `gzip_vary on` nginx writes the
     /// line itself, and its gzip filter would even if we did not ask for it.
     pub(crate) fn vary_by_encoding(&self) -> Result<(), Status> {
-        #[cfg(ngx_feature = "http_gzip")]
-        if is_on(self.core_conf().gzip_vary) {
-            self.get_mut().set_gzip_vary(1);
+        // SAFETY: the request is valid and has its location's configuration.
+        if unsafe { shim::ngx_http_simplestreams_vary(self.raw) != 0 } {
             return Ok(());
         }
         self.push_header(c"Vary", "Accept-Encoding")
@@ -160,32 +147,34 @@ impl<'r> Request<'r> {
     /// Whether the client takes gzip, by nginx's rules: Accept-Encoding, and the directives
     /// `gzip_http_version`, `gzip_proxied` and `gzip_disable`; not for subrequests.
     pub(crate) fn accepts_gzip(&self) -> bool {
-        #[cfg(ngx_feature = "http_gzip")]
         // SAFETY: the request is valid and has its location's configuration.
-        let accepted = unsafe { nginx_sys::ngx_http_gzip_ok(self.raw) == NGX_OK as Status };
-        #[cfg(not(ngx_feature = "http_gzip"))]
-        let accepted = false;
-        accepted
+        unsafe { shim::ngx_http_simplestreams_accepts_gzip(self.raw) != 0 }
     }
 
     /// Answers 200 with `body`, of which nginx's filters may make 304 or 206.
     pub(crate) fn send(&self, body: &Body<'r>) -> Result<Status, Status> {
         let content_length = body.bytes.len().try_into().map_err(|_| NO_MEMORY)?;
-        let etag = if is_on(self.core_conf().etag) {
-            self.push(c"ETag", body.etag.as_bytes())?
-        } else {
-            null_mut()
+        // SAFETY: the request is valid and has its location's configuration.
+        let etag = match unsafe { shim::ngx_http_simplestreams_etag(self.raw) } {
+            0 => null_mut(),
+            _ => self.push(c"ETag", body.etag.as_bytes())?,
         };
         let encoding = match body.content_encoding {
             Some(encoding) => self.push(c"Content-Encoding", encoding.to_bytes())?,
             None => null_mut(),
         };
         // Whatever needs memory comes before the header: afterwards no error can be told.
-        let buffer = self.buffer(body.bytes)?;
+        let (data, length) = (body.bytes.as_ptr().cast_mut(), body.bytes.len());
+        // SAFETY: the request is valid; nginx does not write to such a buffer, and the bytes live as
+        // long as the pool.
+        let buffer = unsafe { shim::ngx_http_simplestreams_buffer(self.raw, data, length) };
+        if buffer.is_null() {
+            return Err(NO_MEMORY);
+        }
 
         let content_type: ngx_str_t = borrowed(body.content_type.to_bytes());
-        let request = self.get_mut();
-        let headers = &mut request.headers_out;
+        // SAFETY: the request is valid and nobody else's while its handler runs.
+        let headers = unsafe { &mut (*self.raw).headers_out };
         headers.status = NGX_HTTP_OK as ngx_uint_t;
         headers.content_length_n = content_length;
         headers.last_modified_time = body.last_modified;
@@ -194,45 +183,19 @@ impl<'r> Request<'r> {
         headers.content_type_lowcase = null_mut();
         headers.etag = etag;
         headers.content_encoding = encoding;
-        request.set_allow_ranges(1);
 
         // SAFETY: the request is valid and its answer complete.
-        let status = unsafe { ngx_http_send_header(self.raw) };
-        if status == NGX_ERROR as Status
-            || status > NGX_OK as Status
-            || self.get().header_only() != 0
-        {
+        let (status, header_only) = unsafe {
+            shim::ngx_http_simplestreams_allow_ranges(self.raw);
+            let status = ngx_http_send_header(self.raw);
+            (status, shim::ngx_http_simplestreams_header_only(self.raw) != 0)
+        };
+        if status == NGX_ERROR as Status || status > NGX_OK as Status || header_only {
             return Ok(status);
         }
         let mut chain = ngx_chain_t { buf: buffer, next: null_mut() };
         // SAFETY: nginx copies the links of the chain it is given, as its own handlers rely on; the
         // buffer is in the pool.
         Ok(unsafe { ngx_http_output_filter(self.raw, &mut chain) })
-    }
-
-    /// A buffer over `bytes`: of this request alone, since the range filter edits it.
-    fn buffer(&self, bytes: &'r [u8]) -> Result<*mut ngx_buf_t, Status> {
-        // SAFETY: the pool is valid with its request. Zeroed memory is an empty ngx_buf_t.
-        let buffer: &mut ngx_buf_t = unsafe {
-            let buffer: *mut ngx_buf_t =
-                ngx_pcalloc(self.get().pool, size_of::<ngx_buf_t>()).cast();
-            buffer.as_mut().ok_or(NO_MEMORY)?
-        };
-        let is_main = std::ptr::eq(self.raw, self.get().main);
-        if bytes.is_empty() {
-            // A buffer without data must say what it is for, or nginx takes it for a mistake.
-            buffer.set_sync(u32::from(!is_main));
-        } else {
-            let range = bytes.as_ptr_range();
-            buffer.start = range.start.cast_mut();
-            buffer.pos = buffer.start;
-            buffer.end = range.end.cast_mut();
-            buffer.last = buffer.end;
-            // Read-only to nginx, which copies before it changes.
-            buffer.set_memory(1);
-        }
-        buffer.set_last_buf(u32::from(is_main));
-        buffer.set_last_in_chain(1);
-        Ok(buffer)
     }
 }

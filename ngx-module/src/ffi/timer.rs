@@ -3,12 +3,12 @@
 use std::mem::zeroed;
 use std::time::Duration;
 
-use nginx_sys::{
-    ngx_add_timer, ngx_connection_t, ngx_cycle, ngx_del_timer, ngx_event_handler_pt, ngx_event_t,
-};
+use nginx_sys::{ngx_connection_t, ngx_event_t, ngx_msec_t};
+
+use super::shim;
 
 /// The timer; dropping it removes it from the event loop.
-pub(crate) struct Timer(Box<Parts>);
+pub(crate) struct Timer(*mut Parts);
 
 struct Parts {
     event: ngx_event_t,
@@ -17,37 +17,37 @@ struct Parts {
 }
 
 impl Timer {
-    /// A timer that calls `handler` each time after [`set`](Self::set). None without memory.
-    pub(crate) fn new(handler: unsafe extern "C" fn(*mut ngx_event_t)) -> Option<Self> {
-        let handler: ngx_event_handler_pt = Some(handler);
+    /// A timer that calls `handler` once after each [`set`](Self::set).
+    pub(crate) fn new(handler: unsafe extern "C" fn(*mut ngx_event_t)) -> Self {
         // SAFETY: both are C structures of integers, pointers and optional functions, for which
         // nginx itself starts from zero.
-        let mut parts = unsafe { Box::new(Parts { event: zeroed(), connection: zeroed() }) };
-        parts.connection.fd = -1;
-        parts.event.data = (&raw mut parts.connection).cast();
-        parts.event.handler = handler;
-        parts.event.set_cancelable(1);
-        Some(Self(parts))
+        let parts = unsafe { Box::new(Parts { event: zeroed(), connection: zeroed() }) };
+        let raw = Box::into_raw(parts);
+        // SAFETY: from a box just now, and nobody else knows it yet.
+        unsafe {
+            (*raw).connection.fd = -1;
+            (*raw).event.data = (&raw mut (*raw).connection).cast();
+            (*raw).event.handler = Some(handler);
+            shim::ngx_http_simplestreams_cancelable(&raw mut (*raw).event);
+        }
+        Self(raw)
     }
 
     /// Lets the handler be called once, after `delay`.
     pub(crate) fn set(&mut self, delay: Duration) {
-        let delay = delay.as_millis().try_into().unwrap_or(nginx_sys::ngx_msec_t::MAX);
-        // SAFETY: the event lives in a box of its own until drop, which removes it from the tree;
-        // nginx's timer tree is used on the main thread only, on which this runs. The log is the
-        // current cycle's, valid until the next cycle, of which `configured` tells us.
-        unsafe {
-            self.0.event.log = (*ngx_cycle).log;
-            ngx_add_timer(&mut self.0.event, delay);
-        }
+        let delay = delay.as_millis().try_into().unwrap_or(ngx_msec_t::MAX);
+        // SAFETY: the event lives until drop, which removes it from the tree before; nginx's timer
+        // tree is used on the main thread only, on which this runs.
+        unsafe { shim::ngx_http_simplestreams_add_timer(&raw mut (*self.0).event, delay) };
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        if self.0.event.timer_set() != 0 {
-            // SAFETY: it is in the tree, as its flag says, and this is the main thread.
-            unsafe { ngx_del_timer(&mut self.0.event) };
+        // SAFETY: as above; what is not in the tree is left alone. The box was given up by `new`.
+        unsafe {
+            shim::ngx_http_simplestreams_del_timer(&raw mut (*self.0).event);
+            drop(Box::from_raw(self.0));
         }
     }
 }
