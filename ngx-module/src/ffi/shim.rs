@@ -1,0 +1,25 @@
+//! The functions of `shim.c`, which says why they are in C.
+
+use nginx_sys::{
+    ngx_buf_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
+};
+
+unsafe extern "C" {
+    pub(super) fn ngx_http_simplestreams_header_sent(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_header_only(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_allow_ranges(r: *mut ngx_http_request_t);
+    pub(super) fn ngx_http_simplestreams_vary(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_accepts_gzip(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_etag(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_buffer(
+        r: *mut ngx_http_request_t,
+        data: *mut u8,
+        len: usize,
+    ) -> *mut ngx_buf_t;
+    pub(super) fn ngx_http_simplestreams_unnamed(
+        clcf: *const ngx_http_core_loc_conf_t,
+    ) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_cancelable(ev: *mut ngx_event_t);
+    pub(super) fn ngx_http_simplestreams_add_timer(ev: *mut ngx_event_t, delay: ngx_msec_t);
+    pub(super) fn ngx_http_simplestreams_del_timer(ev: *mut ngx_event_t);
+}

@@ -1,0 +1,151 @@
+/*
+ * What is read and written in C: bit fields.
+ *
+ * nginx's bindings for Rust lay them out by a rule of their own, which is not the compiler's where
+ * a bit field follows a smaller integer: from nginx 1.29 on (a port stands before the request's
+ * bits) half of the request's flags are off by two bits. Every bit field is therefore touched here,
+ * by the compiler's rule, which is that of the nginx that loads the module.
+ */
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_event.h>
+#include <ngx_http.h>
+
+
+ngx_uint_t
+ngx_http_simplestreams_header_sent(ngx_http_request_t *r)
+{
+    return r->header_sent;
+}
+
+
+ngx_uint_t
+ngx_http_simplestreams_header_only(ngx_http_request_t *r)
+{
+    return r->header_only;
+}
+
+
+void
+ngx_http_simplestreams_allow_ranges(ngx_http_request_t *r)
+{
+    r->allow_ranges = 1;
+}
+
+
+/* Whether nginx writes the Vary line, and if so, that it shall. */
+
+ngx_uint_t
+ngx_http_simplestreams_vary(ngx_http_request_t *r)
+{
+#if (NGX_HTTP_GZIP)
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    if (clcf->gzip_vary == 1) {
+        r->gzip_vary = 1;
+        return 1;
+    }
+#endif
+
+    return 0;
+}
+
+
+ngx_uint_t
+ngx_http_simplestreams_accepts_gzip(ngx_http_request_t *r)
+{
+#if (NGX_HTTP_GZIP)
+    return ngx_http_gzip_ok(r) == NGX_OK;
+#else
+    return 0;
+#endif
+}
+
+
+ngx_uint_t
+ngx_http_simplestreams_etag(ngx_http_request_t *r)
+{
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    return clcf->etag == 1;
+}
+
+
+/*
+ * Of this request alone, since the range filter edits it; read-only to nginx, which copies before
+ * it changes. A buffer without data must say what it is for, or nginx takes it for a mistake.
+ */
+
+ngx_buf_t *
+ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len)
+{
+    ngx_buf_t  *b;
+
+    b = ngx_calloc_buf(r->pool);
+    if (b == NULL) {
+        return NULL;
+    }
+
+    if (len) {
+        b->start = data;
+        b->pos = data;
+        b->last = data + len;
+        b->end = b->last;
+        b->memory = 1;
+
+    } else {
+        b->sync = (r == r->main) ? 0 : 1;
+    }
+
+    b->last_buf = (r == r->main) ? 1 : 0;
+    b->last_in_chain = 1;
+
+    return b;
+}
+
+
+/* A location that no URI is matched with by its name. */
+
+ngx_uint_t
+ngx_http_simplestreams_unnamed(ngx_http_core_loc_conf_t *clcf)
+{
+#if (NGX_PCRE)
+    if (clcf->regex) {
+        return 1;
+    }
+#endif
+
+    return clcf->named;
+}
+
+
+/* A worker that leaves does not wait for this timer. */
+
+void
+ngx_http_simplestreams_cancelable(ngx_event_t *ev)
+{
+    ev->cancelable = 1;
+}
+
+
+void
+ngx_http_simplestreams_add_timer(ngx_event_t *ev, ngx_msec_t delay)
+{
+    ev->log = ngx_cycle->log;
+
+    ngx_add_timer(ev, delay);
+}
+
+
+void
+ngx_http_simplestreams_del_timer(ngx_event_t *ev)
+{
+    if (ev->timer_set) {
+        ngx_del_timer(ev);
+    }
+}
