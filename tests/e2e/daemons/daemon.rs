@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::clients::client::{Client, Kind, stdout_of};
+use crate::harness::until;
 
 /// One storage pool, which needs nothing but a directory, and no network.
 const PRESEED: &str = "
@@ -21,7 +22,7 @@ profiles:
     root: {path: /, pool: default, type: disk}
 ";
 
-/// How long the daemon may take to be there, and to go.
+/// How long the daemon may take to go, with its containers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Daemon {
@@ -50,18 +51,14 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|err| panic!("{binary}: {err}"));
-        let daemon = Self { client, dir, child };
-
-        let mut wait = daemon.client.command(binary);
-        set_dir(&mut wait, kind, daemon.dir.path());
-        let seconds = PATIENCE.as_secs().to_string();
-        let ready = wait.args(["waitready", "--timeout", &seconds]).output().expect(binary);
-        assert!(
-            ready.status.success(),
-            "{binary} is not ready: {}\n{}",
-            String::from_utf8_lossy(&ready.stderr),
-            daemon.log()
-        );
+        let mut daemon = Self { client, dir, child };
+        until("the daemon is ready", || {
+            let ended = daemon.child.try_wait().expect("own child");
+            assert!(ended.is_none(), "{binary} ended: {ended:?}");
+            let mut wait = daemon.command(binary);
+            wait.args(["waitready", "--timeout=1"]).stdout(Stdio::null()).stderr(Stdio::null());
+            wait.status().expect(binary).success().then_some(())
+        });
         daemon.preseed();
         daemon
     }
