@@ -150,12 +150,30 @@ fn watch_is_fresh_and_stops_cleanly() {
 fn watch_keeps_the_last_index_until_it_knows_better() {
     let dir = Dir::new();
     configure(&dir, "");
-    for day in 1..=3 {
-        dir.add_image(&format!("{PRODUCT}/2026010{day}_0000"), &day.to_string());
+    // Large enough for hashing to take a while, the newest, which is hashed first, but small.
+    // (A root file system may be padded.)
+    for day in 1..=2 {
+        let version = format!("{PRODUCT}/2026010{day}_0000");
+        dir.add_image(&version, &day.to_string());
+        let root = dir.tree().join(version).join("rootfs.squashfs");
+        let root = fs::OpenOptions::new().write(true).open(root).expect("root");
+        root.set_len(256 << 20).expect("length");
     }
+    dir.add_image(&format!("{PRODUCT}/20260103_0000"), "3");
     let all = ["20260101_0000", "20260102_0000", "20260103_0000"];
     succeed(&mut command(&dir, &["update"]));
     assert_eq!(listed(&dir), all);
+    {
+        let watch = Watch::start(&dir);
+        until("all is hashed again", || {
+            assert_eq!(listed(&dir), all, "something is missing meanwhile");
+            watch.log().contains("1 products, 3 versions").then_some(())
+        });
+        assert!(
+            watch.log().contains(" 1 products, 1 versions"),
+            "there was something to hold back"
+        );
+    }
     let images = dir.tree().join("images");
     let away = dir.tree().join("away");
     fs::rename(&images, &away).expect("unmounted");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use simplestreams::Digest;
 
-use crate::command::program::{Watch, command, configure, streams, succeed};
+use crate::command::program::{Watch, command, configure, family, streams, succeed};
 use crate::harness::{Ask, Dir, Nginx, until};
 use sshd::Sshd;
 
@@ -105,8 +105,10 @@ fn add_large(dir: &Dir, version: &str, seed: u64) {
     .take(512 * 1024)
     .flatten()
     .collect();
+    // A root file system may be padded.
+    let root = [&crate::harness::squashfs(version)[..], &bytes].concat();
+    dir.add_file(&format!("{PRODUCT}/{version}/rootfs.squashfs"), &root);
     dir.add_file(&format!("{PRODUCT}/{version}/lxd.tar.xz"), crate::harness::metadata());
-    dir.add_file(&format!("{PRODUCT}/{version}/disk.qcow2"), &[b"QFI\xfb", &bytes[..]].concat());
 }
 
 #[test]
@@ -132,7 +134,7 @@ fn two_mirrors_one_of_them_fails_and_catches_up() {
     until_same(&dir, "one");
     etag(&nginx, "two", 1);
     let listed_by_two =
-        || !dir.path().join("two").join(PRODUCT).join("20260102_0000/disk.qcow2").exists();
+        || !dir.path().join("two").join(PRODUCT).join("20260102_0000/rootfs.squashfs").exists();
     assert!(listed_by_two(), "a version is there that did not arrive");
 
     // Meanwhile an image comes and one goes.
@@ -174,6 +176,28 @@ fn two_mirrors_one_of_them_fails_and_catches_up() {
     let said = succeed(&mut command(&dir, &["mirrors"]));
     assert!(said.contains("no watch is running"), "{said}");
     nginx.finish();
+}
+
+/// Whoever stops the watch does not wait for a transfer, and nothing of it is left running; the next
+/// watch goes on with it.
+#[test]
+fn stopping_ends_a_transfer() {
+    let dir = Dir::new();
+    let one = Sshd::start(&dir, "one");
+    configure(&dir, &mirror("one", &one, "bandwidth = 64"));
+    add_large(&dir, "20260101_0000", 1);
+    let watch = Watch::start(&dir);
+    until("a transfer is under way", || {
+        let partial = |path: &String| path.contains("20260101_0000") && path.contains("/.");
+        files(&dir.path().join("one")).keys().any(partial).then_some(())
+    });
+    let family = family(watch.process());
+    assert!(family.len() > 2, "rsync and ssh run: {family:?}");
+    drop(watch);
+    assert_eq!(state(&dir, "one")["pushing"], false);
+    configure(&dir, &mirror("one", &one, ""));
+    let _watch = Watch::start(&dir);
+    until_same(&dir, "one");
 }
 
 /// A version that is being uploaded is not pushed, hidden names neither; and names that look like

@@ -97,11 +97,15 @@ impl<'d> Watch<'d> {
     }
 }
 
-/// A process and everything below it.
+/// A process and everything below it, whichever of its threads started that.
 pub(crate) fn family(process: Process) -> Vec<Process> {
     let mut family = vec![process];
-    for child in process.children() {
-        family.extend(self::family(child));
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.0)).into_iter().flatten().flatten();
+    for task in tasks {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            family.extend(self::family(Process(child.parse().expect("a process id"))));
+        }
     }
     family
 }
