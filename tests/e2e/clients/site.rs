@@ -86,22 +86,24 @@ impl<'d> Site<'d> {
     /// waits until both versions are listed.
     #[track_caller]
     pub(crate) fn start(dir: &'d Dir, metadata: &'static str) -> Self {
-        let help = stdout_of(Command::new("busybox").arg("--help"));
-        let version = help.strip_prefix("BusyBox v").expect("busybox says its version");
-        let release = version.splitn(3, ['.', ' ']).take(2).collect::<Vec<_>>().join(".");
-        let arch = stdout_of(Command::new("dpkg").arg("--print-architecture")).trim().to_owned();
-        let product = dir.tree().join(product(&release, &arch));
+        let product = dir.tree().join(product(&release(), &arch()));
         for version in demo_versions() {
             let place = product.join(version.name);
             fs::create_dir_all(&place).expect("version");
             fs::write(place.join(metadata), &version.metadata).expect("metadata");
             fs::write(place.join("rootfs.squashfs"), &version.root).expect("root");
         }
-        make_certificate(dir.path());
-        let nginx = dir.start(&AROUND.replace("@SITE@", &adapted_site()));
-        let site = Self { nginx, dir, metadata, release, arch };
+        let site = Self { metadata, ..Self::serve(dir) };
         until("both versions are listed", || site.lists_both().then_some(()));
         site
+    }
+
+    /// Starts nginx over whatever is in the tree of `dir`.
+    #[track_caller]
+    pub(crate) fn serve(dir: &'d Dir) -> Self {
+        make_certificate(dir.path());
+        let nginx = dir.start(&AROUND.replace("@SITE@", &adapted_site()));
+        Self { nginx, dir, metadata: "lxd.tar.xz", release: release(), arch: arch() }
     }
 
     /// A client of `kind` that knows and trusts this server.
@@ -145,16 +147,20 @@ impl<'d> Site<'d> {
     }
 
     fn lists_both(&self) -> bool {
+        let name = format!("busybox:{}:{}:default", self.release, self.arch);
+        let versions = &self.document()["products"][name]["versions"];
+        [OLDER, NEWEST].iter().all(|version| versions[version].is_object())
+    }
+
+    /// What is served as `images.json`; null until there is one.
+    pub(crate) fn document(&self) -> Value {
         let got = Command::new("curl")
             .args(["-sS", "--fail", "--cacert"])
             .arg(self.certificate())
             .arg(format!("{}/streams/v1/images.json", self.url()))
             .output()
             .expect("curl");
-        let document: Value = serde_json::from_slice(&got.stdout).unwrap_or_default();
-        let name = format!("busybox:{}:{}:default", self.release, self.arch);
-        let versions = &document["products"][name]["versions"];
-        [OLDER, NEWEST].iter().all(|version| versions[version].is_object())
+        serde_json::from_slice(&got.stdout).unwrap_or_default()
     }
 
     /// Asks by curl, with the path sent as it is: `scheme` is `https` or `http` on the port of
@@ -204,6 +210,18 @@ impl<'d> Site<'d> {
             })
             .collect()
     }
+}
+
+/// Version of busybox, of which the image is made.
+fn release() -> String {
+    let help = stdout_of(Command::new("busybox").arg("--help"));
+    let version = help.strip_prefix("BusyBox v").expect("busybox says its version");
+    version.splitn(3, ['.', ' ']).take(2).collect::<Vec<_>>().join(".")
+}
+
+/// Architecture of this machine, as Debian names it.
+pub(crate) fn arch() -> String {
+    stdout_of(Command::new("dpkg").arg("--print-architecture")).trim().to_owned()
 }
 
 fn product(release: &str, arch: &str) -> String {
