@@ -369,6 +369,17 @@ pub fn encode(
     previous: &Lineage,
     now: u64,
 ) -> Vec<u8> {
+    encode_next(documents, problems, counts, previous, now).0
+}
+
+/// As [`encode`]; and what the generation after this one has to know of it.
+pub(crate) fn encode_next(
+    documents: &[Rendered],
+    problems: &[Problem],
+    counts: Counts,
+    previous: &Lineage,
+    now: u64,
+) -> (Vec<u8>, Lineage) {
     let mut body = Vec::with_capacity(
         documents.iter().map(|d| d.identity.len() + d.gzip.len()).sum::<usize>() + 4096,
     );
@@ -391,13 +402,15 @@ pub fn encode(
         heads.insert(document.name.clone(), DocumentHead { last_modified, identity, gzip });
     }
     let problems = place(&to_json(problems));
-    let head = to_json(&Head {
-        generation: previous.generation + 1,
-        published: now,
-        counts,
-        documents: heads,
-        problems,
-    });
+    let generation = previous.generation + 1;
+    let lineage = Lineage {
+        generation,
+        documents: heads
+            .iter()
+            .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
+            .collect(),
+    };
+    let head = to_json(&Head { generation, published: now, counts, documents: heads, problems });
     let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
     out.extend_from_slice(MAGIC);
     out.extend(LAYOUT.to_le_bytes());
@@ -406,7 +419,7 @@ pub fn encode(
     out.extend(xxh3(&[&head, &body]).to_le_bytes());
     out.extend_from_slice(&head);
     out.extend_from_slice(&body);
-    out
+    (out, lineage)
 }
 
 /// Writes an encoded snapshot beside `path` and renames it into place.

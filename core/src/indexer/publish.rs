@@ -263,8 +263,10 @@ impl Publisher {
         let counts = render::count(&catalog);
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
-        let bytes = snapshot::encode(&documents, &problems, counts, &self.lineage, clock);
-        if let Err(err) = self.store(bytes) {
+        let (bytes, lineage) =
+            snapshot::encode_next(&documents, &problems, counts, &self.lineage, clock);
+        drop((documents, catalog));
+        if let Err(err) = self.store(bytes, lineage) {
             log::error!("{err}; the generation before stays in service");
             self.retry = Some(Instant::now() + RETRY);
             return;
@@ -288,18 +290,18 @@ impl Publisher {
         self.problems = problems;
     }
 
-    fn store(&mut self, bytes: Vec<u8>) -> Result<(), SnapshotError> {
+    fn store(&mut self, bytes: Vec<u8>, lineage: Lineage) -> Result<(), SnapshotError> {
         if let Some(files) = self.sink.state.clone() {
             let failed = |source| SnapshotError::Write { path: files.live.clone(), source };
             // Readers first: syncing a file takes longer than all the rest.
             self.announce(&bytes, &files.live).map_err(failed)?;
-            self.lineage = Lineage::from(&Snapshot::from_bytes(bytes.clone())?);
+            self.lineage = lineage;
             self.unsaved = Some(bytes);
             self.save();
             return Ok(());
         }
         let snapshot = Snapshot::from_bytes(bytes)?;
-        self.lineage = Lineage::from(&snapshot);
+        self.lineage = lineage;
         if let Some(cell) = &self.sink.cell {
             cell.0.store(Some(Arc::new(snapshot)));
             cell.1.notify();
