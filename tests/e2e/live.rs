@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use simplestreams::Digest;
 
-use crate::harness::{Answer, Ask, Dir, Nginx, metadata, squashfs};
+use crate::harness::{Answer, Ask, Dir, Nginx, metadata, squashfs, until};
 
 /// Each worker has a socket of its own, so that the kernel spreads connections over all of them. The
 /// time between two rescans is such that what shows, shows because of an event.
@@ -141,7 +141,12 @@ fn what_is_being_written_is_never_listed() {
     let dir = Dir::new();
     let nginx = with_one_version(&dir);
     let version = dir.tree().join(PRODUCT).join("20260202_0000");
+    let helper = nginx.helpers()[0];
+    let watches = helper.watches();
     fs::create_dir(&version).expect("version");
+    // A writer that nobody has seen begin is told by the settle time alone, which the pauses of this
+    // one exceed by far.
+    until("the directory is watched", || (helper.watches() == watches + 1).then_some(()));
     fs::write(version.join("lxd.tar.xz"), metadata()).expect("metadata");
     let mut file = File::create(version.join("rootfs.squashfs")).expect("root");
     let bytes = [&squashfs("slow")[..], &[0; 4096]].concat();

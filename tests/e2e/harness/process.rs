@@ -64,6 +64,17 @@ impl Process {
         targets
     }
 
+    /// How many directories and files it watches by inotify.
+    pub(crate) fn watches(self) -> usize {
+        fs::read_dir(format!("/proc/{}/fdinfo", self.0))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|info| fs::read_to_string(info.path()).ok())
+            .map(|info| info.lines().filter(|line| line.starts_with("inotify wd:")).count())
+            .sum()
+    }
+
     /// Every thread but the first.
     pub(crate) fn other_threads(self) -> Vec<Thread> {
         fs::read_dir(format!("/proc/{}/task", self.0))
