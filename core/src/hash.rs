@@ -100,7 +100,9 @@ fn verified(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Resul
             .map_err(|_| Failure::Changed)?
             .ok_or(Failure::Changed)?
             .map_err(Failure::Broken)?;
-        sums::check(path, &file.name, &content, &hashes.files).map_err(Failure::Broken)?;
+        let is_there = |name: &str| tree.absolute(&join(path, name)).exists();
+        sums::check(path, &file.name, &content, &hashes.files, is_there)
+            .map_err(Failure::Broken)?;
     }
     Ok(hashes)
 }

@@ -413,6 +413,10 @@ impl Indexer {
 
     fn look_at_version(&mut self, found: FoundVersion, retry: bool) {
         let path = found.path.clone();
+        // Before the look, also when it was found before: it may have been closed to us then.
+        if let Some(watcher) = &mut self.watcher {
+            watcher.add(&self.tree, &path);
+        }
         self.versions.entry(path.clone()).or_insert_with(|| Version::new(found));
         let (tree, writers) = (self.tree.clone(), std::mem::take(&mut self.writers));
         let look = Look {
@@ -573,7 +577,8 @@ impl Indexer {
             }
             newest.values().any(|version| version.is_hashing())
         };
-        if self.publisher.holds(self.hashing, newest_pending, now) {
+        let any_listed = self.versions.values().any(|version| version.entry().is_some());
+        if self.publisher.holds(self.hashing, any_listed, newest_pending, now) {
             return;
         }
         let entries = self.versions.values().filter_map(Version::entry);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::Problem;
 use crate::arch;
-use crate::kind::Kind;
+use crate::kind::{Kind, Overrides};
 use crate::name::{
     BadName, MAX_COMPONENTS, MIN_COMPONENTS, ProductName, check_path_component,
     check_product_component, is_version,
@@ -85,6 +85,10 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
             walk.problems.push((stream.to_owned(), unreadable(stream, &err)));
             return walk;
         }
+    }
+    // What is gone is no problem, whatever its name.
+    if matches!(tree.entry(path), Err(err) if err.kind() == io::ErrorKind::NotFound) {
+        return walk;
     }
     let mut walker = Walker { tree, stream, enter, found: &mut walk };
     // The components down to `path` are judged like any other, so that walking a part of the tree
@@ -202,7 +206,19 @@ impl Walker<'_> {
                     image.get_or_insert(lossy);
                 }
                 Ok(Entry::File { meta }) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
-                    self.found.overrides.push((below, FoundFile::new(lossy, &meta)));
+                    let everywhere = Kind::of(&lossy) == Kind::Overrides(Overrides::Requirements);
+                    if product.len() < MIN_COMPONENTS && !everywhere {
+                        self.problem(
+                            path,
+                            Problem::new(
+                                Path::new(&below),
+                                "it has no effect here",
+                                "put it into the directory of a product or of a version",
+                            ),
+                        );
+                    } else {
+                        self.found.overrides.push((below, FoundFile::new(lossy, &meta)));
+                    }
                 }
                 Ok(Entry::Special) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
                     self.problem(path, irregular(&below));

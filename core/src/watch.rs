@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
+use rustix::io::Errno;
 
 use crate::tree::{Tree, is_below};
 
@@ -117,8 +118,9 @@ impl Watcher {
                 }
                 self.paths.entry(watch).or_default().push(path.to_owned());
             }
-            // It went away, or is no directory any more: the event of its parent says so.
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            // It went away, or is no directory any more: the event of its parent says so. Or it may
+            // not be read, which is a problem of its own.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
             Err(err) => self.refused = Some(err.into()),
         }
     }
@@ -215,7 +217,7 @@ fn read(events: &OwnedFd, stop: &OwnedFd, sink: &dyn Fn(Vec<RawEvent>)) {
     loop {
         let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(events, PollFlags::IN)];
         match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(err) => {
                 log::error!("waiting for file system events failed ({err}); rescans go on");
                 return;
@@ -238,8 +240,8 @@ fn read(events: &OwnedFd, stop: &OwnedFd, sink: &dyn Fn(Vec<RawEvent>)) {
                         batch.push(RawEvent { watch, flags, name: name.to_owned() });
                     }
                 }
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
                 Err(err) => {
                     log::error!("reading file system events failed ({err}); rescans go on");
                     return;

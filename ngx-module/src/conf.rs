@@ -51,7 +51,15 @@ impl MainConf {
     }
 
     fn index(&mut self, settings: Settings) -> Arc<SnapshotCell> {
-        if let Some(index) = self.indexes.iter().find(|index| index.settings == settings) {
+        let id = settings.id();
+        if let Some(index) = self.indexes.iter_mut().find(|index| index.settings.id() == id) {
+            // Watched as closely as the more demanding of the two asks for.
+            let known = &mut index.settings;
+            known.settle = known.settle.min(settings.settle);
+            known.rescan = match (known.rescan, settings.rescan) {
+                (Duration::ZERO, other) | (other, Duration::ZERO) => other,
+                (one, other) => one.min(other),
+            };
             return index.cell.clone();
         }
         let cell = Arc::new(SnapshotCell::empty());
@@ -138,7 +146,12 @@ impl LocConf {
             Some(Source::Root(root)) => (root.clone(), aliased().unwrap_or(name)),
             // Every location of a server inherits `on`, those with roots of their own too. Those
             // that cannot be asked for an index must not make one of their root.
-            Some(Source::Location(_)) if !said_here && !place.can_be_asked() => return Ok(()),
+            Some(Source::Location(named)) if !place.can_be_asked() => {
+                let text = "\"simplestreams on\" has no effect in a location that neither is a \
+                            part of \"/streams/v1/\" nor has an \"alias\"; use \"alias\", or \
+                            \"simplestreams <root>\"";
+                return if said_here { Err((text.to_owned(), named.clone())) } else { Ok(()) };
+            }
             Some(Source::Location(named)) => match place.root {
                 Some(root) => (without_slash(root), aliased().unwrap_or_default()),
                 None => {

@@ -207,15 +207,18 @@ impl Publisher {
         Some(retry.map_or(when, |retry| when.max(retry)))
     }
 
-    /// Whether the very first generation waits, a moment, for the newest versions.
+    /// Whether the very first generation waits: for a version to be listed, and, for a moment, for
+    /// the newest ones.
     pub(super) fn holds(
         &mut self,
         hashing: usize,
+        any_listed: bool,
         newest_pending: impl FnOnce() -> bool,
         now: Instant,
     ) -> bool {
         let first = self.lineage.generation() == 0 && hashing > 0;
-        let holds = first && now < self.last + FIRST && newest_pending();
+        // An empty list is worse than none: clients believe it for an hour.
+        let holds = first && (!any_listed || now < self.last + FIRST && newest_pending());
         if holds {
             // The next result, or the end of the wait, makes it dirty again.
             self.dirty = false;
@@ -258,6 +261,8 @@ impl Publisher {
         {
             self.dirty = false;
             self.urgent = false;
+            // What an earlier process reported may be in a log that was rotated away.
+            self.log(&problems);
             return;
         }
         let counts = render::count(&catalog);
@@ -347,14 +352,18 @@ impl Publisher {
     }
 
     fn log(&mut self, problems: &[Problem]) {
+        self.logged.retain(|known| problems.binary_search(known).is_ok());
         let new: Vec<&Problem> = problems.iter().filter(|p| !self.logged.contains(p)).collect();
         for problem in new.iter().take(MAX_LOGGED) {
-            log::warn!("in \"{}\": {problem}", self.root.display());
+            log::error!("in \"{}\": {problem}", self.root.display());
         }
         if let Some(rest) = new.len().checked_sub(MAX_LOGGED).filter(|rest| *rest > 0) {
-            log::warn!("in \"{}\": {rest} more problems", self.root.display());
+            log::error!(
+                "in \"{}\": {rest} more problems; see to those before, the rest shows then",
+                self.root.display()
+            );
         }
-        self.logged = problems.iter().cloned().collect();
+        self.logged.extend(new.into_iter().take(MAX_LOGGED).cloned());
     }
 }
 
