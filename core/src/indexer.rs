@@ -578,7 +578,9 @@ impl Indexer {
             newest.values().any(|version| version.is_hashing())
         };
         let any_listed = self.versions.values().any(|version| version.entry().is_some());
-        if self.publisher.holds(self.hashing, any_listed, newest_pending, now) {
+        let on_their_way =
+            self.hashing > 0 || !any_listed && self.versions.values().any(Version::is_waiting);
+        if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
             return;
         }
         let entries = self.versions.values().filter_map(Version::entry);

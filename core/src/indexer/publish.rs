@@ -110,6 +110,8 @@ pub(super) struct Publisher {
     /// The list was not empty when this process started, and was found empty: probably not mounted
     /// yet.
     awaiting: Option<Instant>,
+    /// The first generation waits until then for the newest versions.
+    held: Option<Instant>,
     last: Instant,
     cost: Duration,
     retry: Option<Instant>,
@@ -131,6 +133,7 @@ impl Publisher {
             urgent: false,
             inherited: false,
             awaiting: None,
+            held: None,
             last: Instant::now(),
             cost: Duration::ZERO,
             retry: None,
@@ -186,13 +189,15 @@ impl Publisher {
     /// Whether to publish now, while `hashing` versions are being hashed.
     pub(super) fn due(&mut self, hashing: usize, now: Instant) -> bool {
         self.inherited &= hashing > 0;
+        self.dirty |= self.held.take_if(|until| *until <= now).is_some();
         self.dirty && self.next(hashing, now).is_some_and(|when| when <= now)
     }
 
     /// When to publish next.
     pub(super) fn next(&self, hashing: usize, now: Instant) -> Option<Instant> {
         if !self.dirty || (self.inherited && hashing > 0) {
-            return self.retry.filter(|_| self.unsaved.is_some());
+            let retry = self.retry.filter(|_| self.unsaved.is_some());
+            return [retry, self.held].into_iter().flatten().min();
         }
         let when = if hashing == 0 || self.urgent {
             now
@@ -207,21 +212,23 @@ impl Publisher {
         Some(retry.map_or(when, |retry| when.max(retry)))
     }
 
-    /// Whether the very first generation waits: for a version to be listed, and, for a moment, for
-    /// the newest ones.
+    /// Whether the very first generation waits: until the first of the versions on their way is
+    /// listed, and, for a moment, for the newest ones.
     pub(super) fn holds(
         &mut self,
-        hashing: usize,
+        on_their_way: bool,
         any_listed: bool,
         newest_pending: impl FnOnce() -> bool,
         now: Instant,
     ) -> bool {
-        let first = self.lineage.generation() == 0 && hashing > 0;
         // An empty list is worse than none: clients believe it for an hour.
-        let holds = first && (!any_listed || now < self.last + FIRST && newest_pending());
+        let holds = self.lineage.generation() == 0
+            && on_their_way
+            && (!any_listed || now < self.last + FIRST && newest_pending());
         if holds {
             // The next result, or the end of the wait, makes it dirty again.
             self.dirty = false;
+            self.held = any_listed.then(|| self.last + FIRST);
         }
         holds
     }

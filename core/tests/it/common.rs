@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -58,6 +59,10 @@ impl Site {
 
     pub fn open(&self) -> Live {
         self.open_with(self.settings())
+    }
+
+    pub fn open_with_threads(&self, settings: Settings, threads: NonZeroUsize) -> Live {
+        Live { index: Index::with_threads(settings, threads).unwrap() }
     }
 
     pub fn open_with(&self, settings: Settings) -> Live {

@@ -305,6 +305,46 @@ fn bad_input_is_a_problem_and_the_rest_is_served() {
     index.wait("three more", |images| images.versions() == 5);
 }
 
+#[test]
+fn a_problem_goes_with_its_directory() {
+    let site = Site::new();
+    site.image(VERSION, "good");
+    site.image("images/b/1/z80/default/20240101", "unknown architecture");
+    let index = site.open();
+    index.wait("the problem", |images| images.versions() == 1 && images.problems().len() == 1);
+    fs::rename(site.path("images/b/1/z80"), site.path("images/b/1/arm64")).unwrap();
+    index.wait("the image", |images| images.versions() == 2 && images.problems().is_empty());
+}
+
+/// Clients believe an empty list for an hour.
+#[test]
+fn nothing_is_published_before_something_is_listed() {
+    let site = Site::new();
+    site.version("images/a/1/amd64/default/20240102").write("lxd.tar.xz", b"incomplete");
+    site.version(VERSION).write("lxd.tar.xz", b"metadata");
+    let root = File::create(site.path(VERSION).join("rootfs.squashfs")).unwrap();
+    root.set_len(512 << 20).unwrap();
+    drop(root);
+    let index = site.open();
+    let first = index.wait("a generation", |_| true);
+    assert_eq!(first.versions(), 1);
+}
+
+/// One large newest version must not keep the older ones from being served.
+#[test]
+fn older_versions_are_published_while_the_newest_is_hashed() {
+    let site = Site::new();
+    site.image(VERSION, "older");
+    site.version("images/a/1/amd64/default/20240102").write("lxd.tar.xz", b"metadata");
+    let root = site.path("images/a/1/amd64/default/20240102/rootfs.squashfs");
+    File::create(&root).unwrap().set_len(64 << 30).unwrap();
+    let threads = std::num::NonZeroUsize::new(2).unwrap();
+    let index = site.open_with_threads(site.settings(), threads);
+    let first = index.wait("a generation", |_| true);
+    assert_eq!(first.versions(), 1);
+    assert!(index.progress().hashing > 0, "it did not wait for the newest");
+}
+
 /// A rescan tries again what was broken, which must not look like it was mended.
 #[test]
 fn a_problem_stays_while_it_is_tried_again() {
