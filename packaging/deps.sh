@@ -14,7 +14,7 @@ set -euo pipefail
 
 build=(nginx nginx-dev gcc libc6-dev libclang-dev make pkg-config)
 run=(busybox-static ca-certificates curl openssl squashfs-tools xz-utils)
-test=(incus-base incus-client jq lxd lxd-client openssh-server qemu-utils rsync wrk xdelta3 zstd)
+test=(incus-base incus-client jq lxd lxd-client openssh-server python3-venv qemu-utils rsync wrk xdelta3 zstd)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
 installed() {

@@ -1,7 +1,7 @@
 //! Both daemons, started by hand with directories of their own: they copy the image from the
 //! server, start a container of it, and the container is the newest version.
 
-mod daemon;
+pub(crate) mod daemon;
 
 use std::io::Write as _;
 use std::process::Command;
@@ -39,16 +39,7 @@ fn container(kind: Kind) {
     assert!(files.iter().all(|asked| asked.scheme == "http" && asked.status == 200), "{files:#?}");
 
     daemon.ok(&["init", "copied", "demo"]);
-    let started = daemon.run(&["start", "demo"]);
-    if !started.status.success() {
-        let said = String::from_utf8_lossy(&started.stderr).into_owned();
-        let Some(reason) = mounts_forbidden() else {
-            let log = daemon.run(&["info", "demo", "--show-log"]);
-            panic!("{kind:?}: {said}\n{}", String::from_utf8_lossy(&log.stdout));
-        };
-        // Past the test runner, which shows what a test prints only if the test fails.
-        let mut stderr = std::io::stderr();
-        writeln!(stderr, "SKIP start of a container by {kind:?}: {reason}").expect("stderr");
+    if !start(&daemon, "demo") {
         return;
     }
     assert_eq!(daemon.ok(&["exec", "demo", "--", "cat", "/etc/image-serial"]).trim(), NEWEST);
@@ -56,6 +47,37 @@ fn container(kind: Kind) {
     // The image's init understands how it is asked to stop; no force is needed.
     daemon.ok(&["stop", "demo", "--timeout=30"]);
     daemon.ok(&["delete", "demo"]);
+}
+
+/// Starts a container. Where no container can start it says SKIP and why, and gives false.
+#[track_caller]
+pub(crate) fn start(daemon: &Daemon, name: &str) -> bool {
+    let started = daemon.run(&["start", name]);
+    if started.status.success() {
+        return true;
+    }
+    let kind = daemon.kind();
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    let Some(reason) = mounts_forbidden() else {
+        let log = daemon.run(&["info", name, "--show-log"]);
+        panic!("{kind:?}: {said}\n{}", String::from_utf8_lossy(&log.stdout));
+    };
+    // Past the test runner, which shows what a test prints only if the test fails.
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "SKIP start of a container by {kind:?}: {reason}").expect("stderr");
+    false
+}
+
+/// Makes a container of a local image, reads `/etc/image-serial` in it, and takes it away. None
+/// where no container can start.
+#[track_caller]
+pub(crate) fn serial_inside(daemon: &Daemon, image: &str) -> Option<String> {
+    daemon.ok(&["init", image, "inside"]);
+    let serial = start(daemon, "inside").then(|| {
+        daemon.ok(&["exec", "inside", "--", "cat", "/etc/image-serial"]).trim().to_owned()
+    });
+    daemon.ok(&["delete", "--force", "inside"]);
+    serial
 }
 
 /// Why no container can start here: this process may not mount anything, even in namespaces of

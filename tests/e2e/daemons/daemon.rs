@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 
@@ -91,6 +91,22 @@ impl Daemon {
         command
     }
 
+    pub(crate) fn kind(&self) -> Kind {
+        self.client.kind
+    }
+
+    /// Lets the daemon look at the server's index again. It keeps what it has read in files, and
+    /// trusts each until it is an hour old; this makes them older than that.
+    pub(crate) fn an_hour_passes(&self) {
+        let old = SystemTime::now() - Duration::from_secs(2 * 3600);
+        let cached = files_below(&self.dir.path().join("d/cache"));
+        assert!(!cached.is_empty(), "{:?} has nothing in its cache", self.kind());
+        for path in cached {
+            let file = fs::File::options().write(true).open(&path).expect("cached file");
+            file.set_modified(old).expect("cached file");
+        }
+    }
+
     /// Runs the client against this daemon and gives its standard output; fails the test unless it
     /// succeeds.
     pub(crate) fn ok(&self, args: &[&str]) -> String {
@@ -154,6 +170,12 @@ impl Drop for Daemon {
             panic!("{:?} did not shut down: {reason}\n{}", self.client.kind, self.log());
         }
     }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).expect("directory").map(|entry| entry.expect("entry").path());
+    let below = |path: PathBuf| if path.is_dir() { files_below(&path) } else { vec![path] };
+    entries.flat_map(below).collect()
 }
 
 fn set_dir(command: &mut Command, kind: Kind, dir: &Path) {
