@@ -295,7 +295,7 @@ http {
     assert_eq!(ask("a", "/streams/v1/x.json").header("X-Where"), Some("nested"));
     assert_eq!(ask("d", "/streams/v1/images.json").status, 404);
     indexes_are(&dir, &[Settings::new(dir.tree())]);
-    let threads = nginx.helpers()[0].threads();
+    let threads = nginx.helper().threads();
     let indexers = threads.iter().filter(|name| *name == "ss-index");
     assert_eq!(indexers.count(), 1, "{threads:?}");
 }

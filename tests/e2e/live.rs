@@ -141,7 +141,7 @@ fn what_is_being_written_is_never_listed() {
     let dir = Dir::new();
     let nginx = with_one_version(&dir);
     let version = dir.tree().join(PRODUCT).join("20260202_0000");
-    let helper = nginx.helpers()[0];
+    let helper = nginx.helper();
     let watches = helper.watches();
     fs::create_dir(&version).expect("version");
     // A writer that nobody has seen begin is told by the settle time alone, which the pauses of this

@@ -20,6 +20,7 @@ pub(crate) struct Nginx<'d> {
     dir: &'d Dir,
     child: Child,
     port: u16,
+    worker_processes: usize,
     allowed: Vec<&'static str>,
     finished: bool,
 }
@@ -100,6 +101,11 @@ impl Dir {
     pub(crate) fn start(&self, conf: &str) -> Nginx<'_> {
         let port = free_port();
         self.write_conf(conf, port);
+        // nginx's default is one.
+        let worker_processes = conf.split_once("worker_processes ").map_or(1, |(_, rest)| {
+            let number = rest.split(';').next().expect("a directive");
+            number.parse().expect("a number of workers")
+        });
         let output = fs::File::create(self.path().join("output")).expect("output");
         let child = self
             .nginx()
@@ -107,7 +113,14 @@ impl Dir {
             .stderr(output)
             .spawn()
             .expect("nginx runs");
-        let mut nginx = Nginx { dir: self, child, port, allowed: Vec::new(), finished: false };
+        let mut nginx = Nginx {
+            dir: self,
+            child,
+            port,
+            worker_processes,
+            allowed: Vec::new(),
+            finished: false,
+        };
         until("nginx accepts connections", || {
             let ended = nginx.child.try_wait().expect("own child");
             assert!(ended.is_none(), "nginx ended: {ended:?}");
@@ -136,14 +149,26 @@ impl Nginx<'_> {
         found
     }
 
-    /// The workers that are not leaving.
+    /// The workers that are not leaving, as many as the configuration asks for.
+    #[track_caller]
     pub(crate) fn workers(&self) -> Vec<Process> {
-        let mut workers = self.titled("worker process");
-        workers.retain(|w| w.title().is_some_and(|t| !t.contains("shutting down")));
-        workers
+        until("all workers", || {
+            let mut workers = self.titled("worker process");
+            workers.retain(|w| w.title().is_some_and(|t| !t.contains("shutting down")));
+            (workers.len() == self.worker_processes).then_some(workers)
+        })
     }
 
-    /// The cache manager processes, where the builder runs.
+    /// The cache manager process, where the builder runs.
+    #[track_caller]
+    pub(crate) fn helper(&self) -> Process {
+        until("one cache manager process", || match self.helpers()[..] {
+            [helper] => Some(helper),
+            _ => None,
+        })
+    }
+
+    /// All cache manager processes: none without an index, two for a moment during a reload.
     pub(crate) fn helpers(&self) -> Vec<Process> {
         self.titled("cache manager process")
     }
