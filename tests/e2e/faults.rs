@@ -229,12 +229,11 @@ fn a_full_disk_does_not_stop_the_index() {
 
 /// Puts a directory where the builder writes the next generation.
 fn block(dir: &Dir) -> std::path::PathBuf {
-    let snapshot = fs::read_dir(dir.state())
-        .expect("state directory")
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "snapshot"))
-        .expect("a snapshot");
+    let snapshot = until("a snapshot", || {
+        let names = fs::read_dir(dir.state()).expect("state directory").flatten();
+        let mut paths = names.map(|entry| entry.path());
+        paths.find(|path| path.extension().is_some_and(|e| e == "snapshot"))
+    });
     let mut beside = snapshot.into_os_string();
     beside.push(".new");
     let beside = std::path::PathBuf::from(beside);
