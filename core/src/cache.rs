@@ -1,7 +1,7 @@
 //! Remembers hashes, so that nothing is read twice, not even after a restart.
 //!
-//! What a hash belongs to is the file, not its path: device, inode, size, and the times of the last
-//! change of content and of inode. A rename or a hard link changes the inode's time as well; where
+//! What a hash belongs to is the file, not its path: device, inode, size, and the times of its
+//! birth and of the last change of content and of inode. A rename or a hard link changes the inode's time as well; where
 //! all else is equal and the *path* is another one, that explains it, and the hash stays. Whoever
 //! rewrites a file in place with the same size, sets its time back to the nanosecond *and* renames
 //! it, fools this; so do they `rsync`.
@@ -44,6 +44,7 @@ struct Key {
     inode: u64,
     size: u64,
     modified: i128,
+    born: Option<i128>,
 }
 
 /// A file's hash, and what it was when it was hashed.
@@ -82,7 +83,8 @@ impl HashCache {
         let record = known.or_else(|| inner.store.as_mut()?.file(&key))?;
         let path = xxh3_64(path.as_bytes());
         if record.changed != stamp.changed {
-            if record.path == path {
+            // Without a time of birth the inode's number may be another file's by now.
+            if record.path == path || stamp.born.is_none() {
                 return None;
             }
             // Renamed, or another link to it: known under this name from now on.
@@ -128,6 +130,15 @@ impl HashCache {
         known.or_else(|| inner.store.as_mut()?.text(path))
     }
 
+    /// The file of overrides at `path`, an absolute one, is gone.
+    pub fn forget_text(&self, path: &str) {
+        let mut inner = self.inner();
+        inner.texts.remove(path);
+        if let Some(store) = &mut inner.store {
+            store.forget_text(path);
+        }
+    }
+
     /// Remembers what the file of overrides at `path`, an absolute one, says.
     pub fn put_text(&self, path: String, text: Vec<u8>) {
         self.inner().texts.insert(path, text);
@@ -168,8 +179,8 @@ impl HashCache {
 
 impl Key {
     fn of(stamp: &Stamp) -> Self {
-        let Stamp { device, inode, size, modified, .. } = *stamp;
-        Self { device, inode, size, modified }
+        let Stamp { device, inode, size, modified, born, .. } = *stamp;
+        Self { device, inode, size, modified, born }
     }
 }
 
@@ -178,7 +189,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    const STAMP: Stamp = Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5 };
+    const STAMP: Stamp =
+        Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5, born: Some(6) };
 
     #[test]
     fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
@@ -195,11 +207,21 @@ mod tests {
             Stamp { inode: 9, ..STAMP },
             Stamp { size: 9, ..STAMP },
             Stamp { modified: 9, ..STAMP },
+            // The number of an inode that was freed, with everything else the same.
+            Stamp { born: Some(9), ..STAMP },
         ] {
             assert_eq!(cache.file("b", &other), None, "{other:?}");
         }
         cache.forget(&touched);
         assert_eq!(cache.file("b", &touched), None);
+        let unborn = Stamp { born: None, ..STAMP };
+        cache.put_file("a", &unborn, digest);
+        assert_eq!(cache.file("a", &unborn), Some(digest));
+        assert_eq!(
+            cache.file("b", &Stamp { changed: 6, ..unborn }),
+            None,
+            "it may be another file"
+        );
     }
 
     fn filled(path: &Path) {

@@ -80,7 +80,7 @@ impl Catalog {
     /// first product. Where a product loses its newest image to another product's, its aliases go
     /// along, provided that architecture and type agree.
     fn drop_equal_fingerprints(&mut self, problems: &mut Vec<Problem>) {
-        let mut by_fingerprint: HashMap<Digest, BTreeSet<Candidate>> = HashMap::new();
+        let mut candidates = BTreeMap::new();
         for (name, product) in &self.products {
             let newest = product.versions.last_key_value().map(|(version, _)| version);
             for (version, entry) in &product.versions {
@@ -91,20 +91,19 @@ impl Catalog {
                         product: name.clone(),
                         part,
                     };
-                    for fingerprint in entry.fingerprints(part) {
-                        by_fingerprint.entry(fingerprint).or_default().insert(candidate.clone());
-                    }
+                    candidates.insert(candidate, entry.fingerprints(part).collect::<Vec<_>>());
                 }
             }
         }
-        let losers: BTreeMap<Candidate, Candidate> = by_fingerprint
-            .into_values()
-            .flat_map(|same| {
-                let mut same = same.into_iter();
-                let winner = same.next();
-                same.filter_map(move |loser| Some((loser, winner.clone()?)))
-            })
-            .collect();
+        // Best first: whoever comes to a fingerprint that is taken goes, and takes none.
+        let mut taken: HashMap<Digest, Candidate> = HashMap::new();
+        let mut losers = Vec::new();
+        for (candidate, fingerprints) in candidates {
+            match fingerprints.iter().find_map(|fingerprint| taken.get(fingerprint)) {
+                Some(winner) => losers.push((candidate, winner.clone())),
+                None => taken.extend(fingerprints.into_iter().map(|of| (of, candidate.clone()))),
+            }
+        }
         for (loser, winner) in losers {
             self.drop_loser(&loser, &winner, problems);
         }
@@ -112,7 +111,7 @@ impl Catalog {
 
     fn drop_loser(&mut self, loser: &Candidate, winner: &Candidate, problems: &mut Vec<Problem>) {
         let Some(winner_path) = self.entry(winner).map(|entry| entry.path.clone()) else {
-            return; // Lost to a third one in its turn, which then is this one's winner too.
+            return; // Cannot be: a winner is never dropped.
         };
         let Some(product) = self.products.get_mut(&loser.product) else {
             return;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::kind::{Client, Kind, Root, delta_base};
+use crate::kind::{Client, Kind, Root, delta_base, is_exported_root};
 use crate::name::ProductName;
 use crate::scan::{FoundFile, FoundVersion};
 use crate::tree::join;
@@ -96,6 +96,12 @@ pub fn plan(path: &str, files: &[FoundFile]) -> (Result<Plan, Incomplete>, Vec<P
             },
             Kind::Delta(_) | Kind::Overrides(_) | Kind::Other => {}
         }
+    }
+    let exported = tarballs
+        .iter()
+        .find(|file| plan.metadata.values().any(|of| is_exported_root(&file.name, &of.name)));
+    if let Some(file) = exported {
+        plan.roots.entry(Root::TarXz).or_insert_with(|| file.clone());
     }
     if !plan.roots.contains_key(&Root::Squashfs) {
         plan.deltas.clear();

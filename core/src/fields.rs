@@ -255,7 +255,8 @@ mod tests {
         }
     }
 
-    const STAMP: Stamp = Stamp { device: 1, inode: 1, size: 1, modified: 0, changed: 0 };
+    const STAMP: Stamp =
+        Stamp { device: 1, inode: 1, size: 1, modified: 0, changed: 0, born: None };
 
     fn files(of: &[(&str, &str)]) -> Files {
         let mut files = Files::default();

@@ -194,7 +194,11 @@ impl Indexer {
                 Touch::Entry { directory, name, what } => self.touched(&directory, &name, what),
                 Touch::Gone { directory } => {
                     self.anchors.doubt();
-                    self.dirty.insert(directory);
+                    if directory.is_empty() {
+                        self.next_rescan = Some(Instant::now());
+                    } else {
+                        self.dirty.insert(directory);
+                    }
                 }
                 Touch::Overflow => {
                     log::warn!(
@@ -220,9 +224,21 @@ impl Indexer {
             return;
         };
         let path = join(directory, name);
-        self.writers.saw(&path, what, Instant::now(), SystemTime::now());
+        let matters = Kind::of(name) != Kind::Other;
+        // A symbolic link is made at once, and nobody will ever close it.
+        let is_link = || {
+            let meta = std::fs::symlink_metadata(self.tree.absolute(&path));
+            meta.is_ok_and(|meta| meta.is_symlink())
+        };
+        let what = match what {
+            What::Written if matters && is_link() => What::MovedIn,
+            what => what,
+        };
+        if matters || matches!(what, What::MovedIn | What::Left) {
+            self.writers.saw(&path, what, Instant::now(), SystemTime::now());
+        }
         if self.versions.contains_key(directory) {
-            if Kind::of(name) == Kind::Other {
+            if !matters {
                 return;
             }
             if what == What::Written
@@ -263,7 +279,16 @@ impl Indexer {
     fn look_at(&mut self, path: &str) {
         if let Some(version) = self.versions.get(path) {
             let found = version.found.clone();
-            return self.look_at_version(found, false);
+            // A symbolic link may have taken its place, or that of a directory above it.
+            if self.tree.contains(path) {
+                return self.look_at_version(found, false);
+            }
+            let above = path.split('/').scan(String::new(), |at, component| {
+                *at = join(at, component);
+                Some(at.clone())
+            });
+            let outside = above.skip(1).find(|at| !self.tree.contains(at));
+            return self.walk(outside.as_deref().unwrap_or(path), false);
         }
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         if fields::format(name).is_some() {
@@ -324,6 +349,9 @@ impl Indexer {
 
     /// Walks the tree from `path` and settles what is there and what is gone.
     fn walk(&mut self, path: &str, retry: bool) {
+        if path.is_empty() {
+            return;
+        }
         let Self { tree, watcher, .. } = self;
         let walk = scan::walk(tree, path, &mut |directory| {
             if let Some(watcher) = watcher {
@@ -355,7 +383,7 @@ impl Indexer {
         }
         for override_file in self.overrides.below(path) {
             if !self.tree.absolute(&override_file).exists() {
-                self.overrides.remove(&override_file);
+                self.forget_override(&override_file);
             }
         }
         for (path, file) in walk.overrides {
@@ -373,11 +401,19 @@ impl Indexer {
             Ok(tree::Entry::File { meta }) => {
                 self.take_override(path, &FoundFile::new(name.to_owned(), &meta));
             }
-            _ if self.overrides.remove(path) => self.publisher.touch(),
+            _ if self.forget_override(path) => self.publisher.touch(),
             // Something that is no file has the name of one.
             Ok(_) if !parent.is_empty() => self.walk(parent, false),
             _ => {}
         }
+    }
+
+    fn forget_override(&mut self, path: &str) -> bool {
+        let known = self.overrides.remove(path);
+        if known {
+            self.pool.cache().forget_text(&self.tree.absolute(path).to_string_lossy());
+        }
+        known
     }
 
     /// Reads a file of overrides, once it is quiet.
@@ -455,7 +491,7 @@ impl Indexer {
         for known in self.overrides.below(path) {
             let name = known.rsplit('/').next().unwrap_or(&known);
             if !verdict.overrides.iter().any(|file| file.name == name) {
-                self.overrides.remove(&known);
+                self.forget_override(&known);
             }
         }
         for file in &verdict.overrides {

@@ -38,7 +38,7 @@ pub enum Root {
     Squashfs,
     /// `root.tar.xz`, `rootfs.tar.xz`: a container.
     TarXz,
-    /// `disk.qcow2`, `disk-kvm.img`: a virtual machine.
+    /// `*.qcow2`, `disk-kvm.img`: a virtual machine.
     DiskKvm,
     /// `uefi1.img`: a virtual machine.
     Uefi1,
@@ -116,7 +116,7 @@ impl Kind {
             "lxd_combined.tar.gz" => Self::Unified(Client::Lxd),
             "incus_combined.tar.gz" => Self::Unified(Client::Incus),
             "root.tar.xz" | "rootfs.tar.xz" => Self::Root(Root::TarXz),
-            "disk.qcow2" | "disk-kvm.img" => Self::Root(Root::DiskKvm),
+            "disk-kvm.img" => Self::Root(Root::DiskKvm),
             "uefi1.img" => Self::Root(Root::Uefi1),
             "disk1.img" => Self::Root(Root::Disk1),
             "SHA256SUMS" => Self::Sums,
@@ -124,13 +124,14 @@ impl Kind {
             "image.yaml" | "images.yaml" => Self::Overrides(Overrides::ImageYaml),
             "metadata.json" => Self::Overrides(Overrides::MetadataJson),
             _ if name.ends_with(".squashfs") => Self::Root(Root::Squashfs),
+            _ if name.ends_with(".qcow2") => Self::Root(Root::DiskKvm),
             _ if name.ends_with(".qcow2.vcdiff") => Self::Delta(Root::DiskKvm),
             _ if name.ends_with(".vcdiff") => Self::Delta(Root::Squashfs),
-            // What `lxc image export` makes of an image that came in two files.
-            _ if name.starts_with("meta-") && name.ends_with(".tar.xz") => {
+            // What `image export` makes of an image that came in two files.
+            _ if name.starts_with("meta-") && tarball_stem(name).is_some() => {
                 Self::Metadata(Client::Lxd)
             }
-            _ if is_tarball(name) => Self::Tarball,
+            _ if tarball_stem(name).is_some() => Self::Tarball,
             _ => Self::Other,
         }
     }
@@ -150,11 +151,19 @@ impl Kind {
     }
 }
 
-/// Tarballs that can hold an image. Names that begin with `root` are roots in a format that clients
-/// do not take.
-fn is_tarball(name: &str) -> bool {
+/// The name of a tarball that can hold an image, without its ending. Names that begin with `root`
+/// are roots in a format that clients do not take.
+fn tarball_stem(name: &str) -> Option<&str> {
     const ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.xz", ".tar.zst"];
-    !name.starts_with("root") && ENDINGS.iter().any(|ending| name.ends_with(ending))
+    let stem = ENDINGS.iter().find_map(|ending| name.strip_suffix(ending));
+    stem.filter(|stem| !stem.starts_with("root"))
+}
+
+/// Whether the tarball called `name` is the root to the metadata called `metadata`: `image export`
+/// writes `meta-FINGERPRINT.tar.xz` and `FINGERPRINT.tar.xz`, each with the ending of its packing.
+pub fn is_exported_root(name: &str, metadata: &str) -> bool {
+    let root = tarball_stem(name);
+    root.is_some() && root == tarball_stem(metadata).and_then(|stem| stem.strip_prefix("meta-"))
 }
 
 /// The version that a delta starts from, as its file's name tells it: `delta-BASE.vcdiff`,
@@ -178,6 +187,8 @@ mod tests {
             ("lxd.tar.xz", Kind::Metadata(Client::Lxd)),
             ("incus.tar.xz", Kind::Metadata(Client::Incus)),
             ("meta-0123abcd.tar.xz", Kind::Metadata(Client::Lxd)),
+            ("meta-0123abcd.tar.gz", Kind::Metadata(Client::Lxd)),
+            ("meta-0123abcd.squashfs", Kind::Root(Root::Squashfs)),
             ("lxd_combined.tar.gz", Kind::Unified(Client::Lxd)),
             ("incus_combined.tar.gz", Kind::Unified(Client::Incus)),
             ("0123abcd.tar.gz", Kind::Tarball),
@@ -190,6 +201,7 @@ mod tests {
             ("rootfs.tar.xz", Kind::Root(Root::TarXz)),
             ("rootfs.tar.gz", Kind::Other),
             ("disk.qcow2", Kind::Root(Root::DiskKvm)),
+            ("0123abcd.qcow2", Kind::Root(Root::DiskKvm)),
             ("disk-kvm.img", Kind::Root(Root::DiskKvm)),
             ("uefi1.img", Kind::Root(Root::Uefi1)),
             ("disk1.img", Kind::Root(Root::Disk1)),
@@ -205,6 +217,20 @@ mod tests {
         ];
         for (name, kind) in table {
             assert_eq!(Kind::of(name), kind, "{name}");
+        }
+    }
+
+    #[test]
+    fn exported_roots_are_called_as_their_metadata() {
+        let table = [
+            ("0123.tar.xz", "meta-0123.tar.xz", true),
+            ("0123.tar.gz", "meta-0123.tar.xz", true),
+            ("0124.tar.xz", "meta-0123.tar.xz", false),
+            ("0123.tar.xz", "lxd.tar.xz", false),
+            ("0123.squashfs", "meta-0123.tar.xz", false),
+        ];
+        for (name, metadata, is) in table {
+            assert_eq!(is_exported_root(name, metadata), is, "{name} {metadata}");
         }
     }
 

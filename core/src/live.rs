@@ -11,7 +11,7 @@
 //! Where that does not work (the builder is gone, `/proc` is not mounted), readers copy the snapshot
 //! file into memory of their own.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ use rustix::fs::{MemfdFlags, SealFlags};
 /// What the memory must be sealed against before anybody maps it.
 const SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
+
+/// Most bytes of the file: two numbers.
+const MAX_FILE: u64 = 64;
 
 /// Path of the file that says where the current generation of the index `id` is.
 pub fn path(state_dir: &Path, id: &str) -> PathBuf {
@@ -67,7 +70,8 @@ impl Live {
 /// When there is no such file, or what it tells of is gone or not sealed.
 pub fn open(path: &Path) -> io::Result<File> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-    let text = fs::read_to_string(path)?;
+    let text = crate::snapshot::read_regular(path, MAX_FILE)?;
+    let text = str::from_utf8(&text).map_err(|_| invalid("not text"))?;
     let (process, descriptor) = text
         .trim_end()
         .split_once(' ')
@@ -83,6 +87,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::io::Read as _;
 
     #[test]

@@ -158,6 +158,9 @@ fn yaml(content: &[u8]) -> Result<Said, String> {
     let Some(simplestream) = definition.and_then(|definition| definition.simplestream) else {
         return Ok(Said::default());
     };
+    if simplestream.release_aliases.values().any(|of| of.0.split(',').count() > de::MAX_ALIASES) {
+        return Err(format!("more than {} aliases of a release", de::MAX_ALIASES));
+    }
     let strings = |scalars: Vec<de::Scalar>| scalars.into_iter().map(|scalar| scalar.0).collect();
     let filtered = |of: YamlRequirements| Filtered {
         releases: strings(of.releases),

@@ -23,8 +23,9 @@ impl Problem {
     /// Makes a problem; control characters in the path are made visible, so that a name cannot
     /// forge a line in a log.
     pub fn new(path: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        let path = PathBuf::from(visible(&path.to_string_lossy()));
-        Self { path, reason: visible(&reason.into()), remedy: visible(&remedy.into()) }
+        let path = PathBuf::from(visible(&path.to_string_lossy(), MAX_PATH));
+        let (reason, remedy) = (reason.into(), remedy.into());
+        Self { path, reason: visible(&reason, MAX_TEXT), remedy: visible(&remedy, MAX_TEXT) }
     }
 }
 
@@ -46,10 +47,18 @@ impl PartialOrd for Problem {
     }
 }
 
-/// `text` with control characters escaped, borrowed content copied only as needed.
-fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+/// Longest path and longest text, in bytes. Both may quote what was uploaded.
+const MAX_PATH: usize = 4096;
+const MAX_TEXT: usize = 1024;
+
+/// `text` with control characters escaped, cut at `limit` bytes or a little more.
+fn visible(text: &str, limit: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(limit));
     for c in text.chars() {
+        if out.len() > limit {
+            out.push('…');
+            break;
+        }
         if c.is_control() {
             out.extend(c.escape_default());
         } else {
@@ -67,5 +76,6 @@ mod tests {
     fn a_name_cannot_forge_a_log_line() {
         let problem = Problem::new(Path::new("images/a\nb\x1b[31m"), "why\r", "do");
         assert_eq!(problem.to_string(), r#""images/a\nb\u{1b}[31m": why\r; do"#);
+        assert!(Problem::new(Path::new("a"), "x".repeat(1 << 20), "y").reason.len() < 2000);
     }
 }

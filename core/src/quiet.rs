@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::scan::FoundFile;
-use crate::tree::is_below;
+use crate::tree::{is_below, since_epoch};
 use crate::watch::What;
 
 /// How long a writer that was seen to open a file, but not to close it, is waited for after its
@@ -52,6 +52,11 @@ impl Writers {
                 self.complete.insert(path.to_owned(), now);
                 self.arrived.insert(path.to_owned(), (now, clock));
             }
+            What::Left => {
+                self.writing.remove(path);
+                self.complete.remove(path);
+                self.arrived.remove(path);
+            }
             What::Changed => {}
         }
     }
@@ -91,23 +96,16 @@ impl Writers {
             return Quiet::Now;
         }
         let arrived = |(directory, (_, at)): (&String, &(Instant, SystemTime))| {
-            is_below(path, directory) && file.stamp.changed <= nanoseconds(*at)
+            is_below(path, directory) && file.stamp.changed <= since_epoch(*at)
         };
         if self.arrived.iter().any(arrived) {
             return Quiet::Now;
         }
         // Whichever is longer ago: its last change by the clock, which a clock that jumped can put
         // into the future, or our first sight of it as it is.
-        let age = u64::try_from(nanoseconds(clock) - file.stamp.changed).unwrap_or(0);
+        let age = u64::try_from(since_epoch(clock) - file.stamp.changed).unwrap_or(0);
         let age = Duration::from_nanos(age).max(now.saturating_duration_since(seen));
         if age >= settle { Quiet::Now } else { Quiet::At(now + (settle - age)) }
-    }
-}
-
-fn nanoseconds(time: SystemTime) -> i128 {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
-        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
     }
 }
 
@@ -142,8 +140,9 @@ mod tests {
 
         /// Asks about a file that changed `age` ago by the clock and was first seen just now.
         fn quiet(&self, age: i64, links: u64) -> Quiet {
-            let changed = nanoseconds(self.clock) - i128::from(age) * 1_000_000_000;
-            let stamp = Stamp { device: 1, inode: 1, size: 1, modified: changed, changed };
+            let changed = since_epoch(self.clock) - i128::from(age) * 1_000_000_000;
+            let stamp =
+                Stamp { device: 1, inode: 1, size: 1, modified: changed, changed, born: None };
             let kind = Kind::Root(Root::Squashfs);
             let file = FoundFile { name: String::new(), kind, stamp, links };
             self.writers.quiet(FILE, &file, self.now, (self.now, self.clock), SETTLE)

@@ -2,6 +2,7 @@
 //!
 //! What it does not do: decide whether a version is complete or quiet, or hash anything.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -86,11 +87,19 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
             return walk;
         }
     }
-    // What is gone is no problem, whatever its name.
-    if matches!(tree.entry(path), Err(err) if err.kind() == io::ErrorKind::NotFound) {
-        return walk;
+    match tree.entry(path) {
+        // What is gone is no problem, whatever its name.
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return walk,
+        Ok(Entry::Outside) => {
+            let above = path.rsplit_once('/').map_or(path, |(above, _)| above);
+            walk.problems.push((above.to_owned(), outside(path)));
+            return walk;
+        }
+        Ok(Entry::File { .. } | Entry::Special | Entry::Dangling) => return walk,
+        Ok(Entry::Directory { .. }) | Err(_) => {}
     }
-    let mut walker = Walker { tree, stream, enter, found: &mut walk };
+    let visited = HashSet::new();
+    let mut walker = Walker { tree, stream, enter, visited, found: &mut walk };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
     let mut at = stream.to_owned();
@@ -118,6 +127,9 @@ struct Walker<'a> {
     tree: &'a Tree,
     stream: &'a str,
     enter: &'a mut dyn FnMut(&str),
+    /// Directories that were read, by device and inode. A symbolic link leads into each at most
+    /// once: a few links in a circle would make more paths than there are atoms.
+    visited: HashSet<(u64, u64)>,
     found: &'a mut Walk,
 }
 
@@ -158,6 +170,13 @@ impl Walker<'_> {
         Judged::Descend
     }
 
+    /// Notes the directory; says whether it is seen for the first time.
+    fn visit(&mut self, path: &str) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = fs::metadata(self.tree.absolute(path));
+        meta.map_or(true, |meta| self.visited.insert((meta.dev(), meta.ino())))
+    }
+
     fn in_stream(&self, target: &Path) -> bool {
         let stream = fs::canonicalize(self.tree.absolute(self.stream));
         stream.is_ok_and(|stream| target.starts_with(stream))
@@ -173,6 +192,12 @@ impl Walker<'_> {
 
     /// Reads the directory at `path`, to which a symbolic link led if `linked`.
     fn directory(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
+        if !self.visit(path) && linked {
+            let remedy =
+                "remove the link, or let it lead to a directory that nothing else leads to";
+            let reason = "the symbolic link leads to a directory that is in the tree already";
+            return self.problem(path, Problem::new(Path::new(path), reason, remedy));
+        }
         (self.enter)(path);
         let entries = match read_dir(self.tree, path) {
             Ok(entries) => entries,
@@ -270,10 +295,10 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             files.problems.push(Problem::new(Path::new(&below), reason, remedy));
             continue;
         }
-        if files.images.len() == MAX_FILES {
+        if files.images.len() + files.problems.len() == MAX_FILES {
             files.problems.push(Problem::new(
                 Path::new(path),
-                format!("the version holds more than {MAX_FILES} image files; the rest is ignored"),
+                format!("the version holds more than {MAX_FILES} such files; the rest is ignored"),
                 "give every image a version of its own",
             ));
             break;

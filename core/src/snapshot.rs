@@ -33,6 +33,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -200,7 +201,7 @@ impl Snapshot {
     /// [`SnapshotError`]: not readable, damaged, or of another layout.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        Self::check(Backing::Memory(fs::read(path).map_err(io)?), path)
+        Self::check(Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?), path)
     }
 
     /// Maps and checks the generation that a running builder announces at `path` (see
@@ -420,6 +421,28 @@ pub(crate) fn encode_next(
     out.extend_from_slice(&head);
     out.extend_from_slice(&body);
     (out, lineage)
+}
+
+/// Most bytes of a snapshot file that are read: far more than an index of a million versions.
+const MAX_FILE: u64 = 8 << 30;
+
+/// The content of a regular file. Opening never waits for anything, whatever took the file's place.
+///
+/// # Errors
+///
+/// Those of the system; also for anything but a regular file of at most `limit` bytes.
+pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let flags = i32::try_from(flags.bits()).unwrap_or(0);
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of its kind"));
+    }
+    let mut content = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0));
+    file.take(limit).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Writes an encoded snapshot beside `path` and renames it into place.

@@ -7,6 +7,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 
@@ -26,6 +27,9 @@ pub struct Stamp {
     pub modified: i128,
     /// Time of the last change of content or inode, in nanoseconds since the epoch.
     pub changed: i128,
+    /// Time at which the inode was made, in nanoseconds since the epoch, where the file system
+    /// keeps it. Inode numbers are handed out again as soon as they are free.
+    pub born: Option<i128>,
 }
 
 impl Stamp {
@@ -38,7 +42,16 @@ impl Stamp {
             size: meta.size(),
             modified: nanoseconds(meta.mtime(), meta.mtime_nsec()),
             changed: nanoseconds(meta.ctime(), meta.ctime_nsec()),
+            born: meta.created().ok().map(since_epoch),
         }
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub fn since_epoch(time: SystemTime) -> i128 {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
+        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
     }
 }
 
@@ -116,6 +129,14 @@ impl Tree {
         } else {
             Entry::Special
         }
+    }
+
+    /// Whether `path`, with every symbolic link on the way followed, lies below the root.
+    pub fn contains(&self, path: &str) -> bool {
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        real(&self.absolute(path))
+            .zip(real(&self.root))
+            .is_some_and(|(path, root)| path.starts_with(root))
     }
 
     /// Opens the regular file at `path`, provided it still is the one with `stamp`.

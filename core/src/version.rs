@@ -264,9 +264,16 @@ impl Version {
         self.state = State::Resting;
     }
 
-    /// The files of `plan` cannot be listed; says whether the version was.
+    /// The files of `plan` cannot be listed; says whether the version was, and is no more.
+    ///
+    /// A version that is listed by other files, all of them as they were, stays: what was added to
+    /// it is no good. Unless that is a promise, which the listed files may break.
     pub fn broken(&mut self, plan: Plan, problem: Problem) -> bool {
+        let stays = self
+            .listed
+            .as_ref()
+            .is_some_and(|listed| listed.plan != plan && listed.plan.sums == plan.sums);
         self.state = State::Broken { problem, plan: Some(plan) };
-        self.listed.take().is_some()
+        !stays && self.listed.take().is_some()
     }
 }

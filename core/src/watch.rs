@@ -25,7 +25,9 @@ pub enum What {
     Closed,
     /// The name was moved to where it is now.
     MovedIn,
-    /// Anything else: it went away, its attributes changed, a directory was made.
+    /// The name went away.
+    Left,
+    /// Anything else: its attributes changed, a directory was made.
     Changed,
 }
 
@@ -167,6 +169,8 @@ impl Watcher {
             What::Closed
         } else if event.flags.contains(ReadFlags::MOVED_TO) {
             What::MovedIn
+        } else if event.flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            What::Left
         } else if event.flags.intersects(ReadFlags::CREATE | ReadFlags::MODIFY)
             && !event.flags.contains(ReadFlags::ISDIR)
         {

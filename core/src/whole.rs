@@ -41,7 +41,7 @@ pub fn check(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Res
         return gzip(file, go_on);
     }
     if head.starts_with(qcow2::MAGIC) {
-        return qcow2::check(file, head, size);
+        return qcow2::check(file, head, size, go_on);
     }
     Ok(Ok(()))
 }

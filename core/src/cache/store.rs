@@ -8,7 +8,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `files1` | device 8, inode 8, size 8, modified 16 | digest 32, changed 16, path 8, check 8 |
+//! | `files1` | device 8, inode 8, size 8, modified 16, born 16 | digest 32, changed 16, path 8, check 8 |
 //! | `pairs1` | metadata digest 32, root digest 32 | digest 32, check 8 |
 //! | `texts1` | absolute path of a file of overrides | its content when last understood, check 8 |
 //!
@@ -47,6 +47,7 @@ pub(super) struct Store {
     path: PathBuf,
     tables: Tables,
     forgotten: Vec<Key>,
+    forgotten_texts: Vec<String>,
     broken: bool,
 }
 
@@ -74,7 +75,13 @@ impl Store {
             let why = match guarded(|| Tables::open(path)) {
                 Ok(tables) => {
                     let path = path.to_owned();
-                    return Some(Self { path, tables, forgotten: Vec::new(), broken: false });
+                    return Some(Self {
+                        path,
+                        tables,
+                        forgotten: Vec::new(),
+                        forgotten_texts: Vec::new(),
+                        broken: false,
+                    });
                 }
                 Err(Failure::Locked) if Instant::now() < deadline => {
                     std::thread::park_timeout(Duration::from_millis(20));
@@ -133,8 +140,13 @@ impl Store {
         self.forgotten.push(key);
     }
 
+    /// What this file of overrides said is to go with the next write.
+    pub(super) fn forget_text(&mut self, path: &str) {
+        self.forgotten_texts.push(path.to_owned());
+    }
+
     pub(super) fn has_forgotten(&self) -> bool {
-        !self.forgotten.is_empty()
+        !(self.forgotten.is_empty() && self.forgotten_texts.is_empty())
     }
 
     /// Writes all of it, or nothing; says whether it is on disk.
@@ -144,7 +156,8 @@ impl Store {
         pairs: &HashMap<(Digest, Digest), Digest>,
         texts: &HashMap<String, Vec<u8>>,
     ) -> bool {
-        let forgotten = std::mem::take(&mut self.forgotten);
+        let forgotten =
+            (std::mem::take(&mut self.forgotten), std::mem::take(&mut self.forgotten_texts));
         let written = guarded(|| self.tables.write(files, pairs, texts, &forgotten));
         if let Err(err) = &written {
             log::error!("cannot write hash cache \"{}\" ({err})", self.path.display());
@@ -202,7 +215,7 @@ impl Tables {
         files: &[(Key, Record)],
         pairs: &HashMap<(Digest, Digest), Digest>,
         texts: &HashMap<String, Vec<u8>>,
-        forgotten: &[Key],
+        (forgotten, forgotten_texts): &(Vec<Key>, Vec<String>),
     ) -> Result<(), Failure> {
         let write = self.database.begin_write()?;
         {
@@ -223,6 +236,9 @@ impl Tables {
                 table.insert(&key[..], &checked(&key, digest.as_bytes().to_vec())[..])?;
             }
             let mut table = write.open_table(TEXTS)?;
+            for path in forgotten_texts {
+                table.remove(path.as_bytes())?;
+            }
             for (path, text) in texts {
                 table.insert(path.as_bytes(), &checked(path.as_bytes(), text.clone())[..])?;
             }
@@ -236,11 +252,12 @@ impl Tables {
 }
 
 fn file_key(key: &Key) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(40);
+    let mut bytes = Vec::with_capacity(56);
     for part in [key.device, key.inode, key.size] {
         bytes.extend(part.to_le_bytes());
     }
     bytes.extend(key.modified.to_le_bytes());
+    bytes.extend(key.born.unwrap_or(i128::MIN).to_le_bytes());
     bytes
 }
 

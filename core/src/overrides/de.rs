@@ -36,6 +36,9 @@ pub(super) fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>,
     }
 }
 
+/// Most aliases that one file may give. Clients assign aliases in quadratic time (`CLIENTS.md`).
+pub(super) const MAX_ALIASES: usize = 100;
+
 /// One string with commas, or an array of strings.
 pub(super) fn aliases<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
     struct Aliases;
@@ -63,6 +66,9 @@ pub(super) fn aliases<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<S
     let aliases = from.deserialize_any(Aliases)?;
     if aliases.iter().any(|alias| alias.chars().any(char::is_control)) {
         return Err(de::Error::custom("a control character in an alias"));
+    }
+    if aliases.len() > MAX_ALIASES {
+        return Err(de::Error::custom(format!("more than {MAX_ALIASES} aliases")));
     }
     Ok(Some(aliases))
 }

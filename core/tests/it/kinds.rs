@@ -113,6 +113,33 @@ fn virtual_machine_disks() {
     }
 }
 
+/// What `image export` writes of an image in two files.
+#[test]
+fn exported_pairs() {
+    let site = Site::new();
+    let roots = [
+        ("squashfs", "combined_squashfs_sha256"),
+        ("tar.xz", "combined_rootxz_sha256"),
+        ("qcow2", "combined_disk-kvm-img_sha256"),
+    ];
+    for (number, (ending, _)) in roots.iter().enumerate() {
+        let version = site.version(&format!("{PRODUCT}/2024010{number}"));
+        version.write("meta-0123abcd.tar.xz", b"m");
+        version.write(&format!("0123abcd.{ending}"), ending.as_bytes());
+        // Another tarball in the same place is not the root.
+        version.write("4567.tar.xz", b"other");
+    }
+    let images = wait(&site, "all pairs", |images| images.versions() == roots.len());
+    for (number, (ending, key)) in roots.iter().enumerate() {
+        let items = images.items(&format!("{PRODUCT}/2024010{number}"));
+        for metadata in ["lxd.tar.xz", "incus.tar.xz"] {
+            assert_eq!(items[metadata][key], sha256(format!("m{ending}").as_bytes()), "{ending}");
+        }
+        assert_eq!(items.as_object().unwrap().len(), 3, "{ending}");
+    }
+    assert_eq!(images.problems(), Vec::<String>::new());
+}
+
 #[test]
 fn deltas_of_every_name_and_of_none() {
     let site = Site::new();
