@@ -126,10 +126,10 @@ fn a_replaced_file_gets_its_own_hash() {
     };
     // By a rename, and in place.
     let beside = dir.path().join("beside");
-    fs::write(&beside, &squashfs("renamed")).expect("write");
+    fs::write(&beside, squashfs("renamed")).expect("write");
     fs::rename(&beside, &root).expect("mv");
     shows("renamed");
-    fs::write(&root, &squashfs("rewritten")).expect("write");
+    fs::write(&root, squashfs("rewritten")).expect("write");
     shows("rewritten");
     nginx.finish();
 }
