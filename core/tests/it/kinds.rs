@@ -123,7 +123,7 @@ fn exported_pairs() {
         ("qcow2", "combined_disk-kvm-img_sha256"),
     ];
     for (number, (ending, _)) in roots.iter().enumerate() {
-        let version = site.version(&format!("{PRODUCT}/2024010{number}"));
+        let version = site.version(&format!("{PRODUCT}/2024010{}", number + 1));
         version.write("meta-0123abcd.tar.xz", b"m");
         version.write(&format!("0123abcd.{ending}"), ending.as_bytes());
         // Another tarball in the same place is not the root.
@@ -131,7 +131,7 @@ fn exported_pairs() {
     }
     let images = wait(&site, "all pairs", |images| images.versions() == roots.len());
     for (number, (ending, key)) in roots.iter().enumerate() {
-        let items = images.items(&format!("{PRODUCT}/2024010{number}"));
+        let items = images.items(&format!("{PRODUCT}/2024010{}", number + 1));
         for metadata in ["lxd.tar.xz", "incus.tar.xz"] {
             assert_eq!(items[metadata][key], sha256(format!("m{ending}").as_bytes()), "{ending}");
         }

@@ -56,7 +56,7 @@ enum Files {
 use Files::{Hidden, Own, Same};
 use Type::{Container, VirtualMachine};
 
-/// A name that stands for the fingerprint, as in the file that `image export` writes.
+/// A name with the fingerprint in it, as in the file that `image export` writes.
 const BY_FINGERPRINT: &str = "<fingerprint>.tar.gz";
 
 pub(crate) const CASES: &[Case] = &[
@@ -187,6 +187,25 @@ pub(crate) const CASES: &[Case] = &[
             (Container, Hidden(&["lxd.tar.xz", "rootfs.tar.xz"])),
             (VirtualMachine, Same(&["lxd.tar.xz", "disk.qcow2"])),
         ],
+    },
+    // Pairs are called as `image export` calls them, with something for the fingerprint.
+    Case {
+        os: "exported-squashfs",
+        serial: "20250301_1800",
+        files: &[("meta-f00d.tar.xz", Image::metadata), ("f00d.squashfs", Image::squashfs)],
+        images: &[(Container, Same(&["meta-f00d.tar.xz", "f00d.squashfs"]))],
+    },
+    Case {
+        os: "exported-tarball",
+        serial: "20250301_1900",
+        files: &[("meta-f00d.tar.xz", Image::metadata), ("f00d.tar.xz", Image::root_tar_xz)],
+        images: &[(Container, Same(&["meta-f00d.tar.xz", "f00d.tar.xz"]))],
+    },
+    Case {
+        os: "exported-disk",
+        serial: "20250301_2000",
+        files: &[("meta-f00d.tar.xz", Image::metadata), ("f00d.qcow2", Image::qcow2)],
+        images: &[(VirtualMachine, Same(&["meta-f00d.tar.xz", "f00d.qcow2"]))],
     },
 ];
 
