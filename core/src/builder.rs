@@ -125,7 +125,18 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
 /// Takes the lock; `None` while another process has it. The kernel releases it when its holder
 /// ends, however that ends.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // The mode is given, for nginx's processes have no umask.
+    let open =
+        || fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = match open() {
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+            // Of another user, who had the directory before: it is ours now.
+            fs::remove_file(path)?;
+            open()?
+        }
+        other => other?,
+    };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

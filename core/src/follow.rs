@@ -126,6 +126,7 @@ struct FollowedFile {
     cell: Arc<SnapshotCell>,
     seen_live: Option<Identity>,
     seen_snapshot: Option<Identity>,
+    failing: bool,
 }
 
 /// What tells one file from the next of its name: device, inode, and time of the last change.
@@ -139,35 +140,56 @@ impl FollowedFile {
             cell: followed.cell,
             seen_live: None,
             seen_snapshot: None,
+            failing: false,
         }
     }
 
     fn look(&mut self) {
         if let Some(seen) = changed(&self.live, self.seen_live) {
-            self.seen_live = Some(seen);
             match Snapshot::open_live(&self.live) {
                 Ok(snapshot) => {
+                    self.seen_live = Some(seen);
                     // The file says the same, later.
                     self.seen_snapshot = identity(&self.snapshot).ok();
+                    self.failing = false;
                     return self.swap_in(snapshot);
                 }
-                Err(err) => log::debug!("{err}; looking for a snapshot file"),
+                // Out of descriptors or memory: that passes, and what is announced does not.
+                Err(SnapshotError::Io { source, .. }) if passes(&source) => {
+                    return self.failed(&source);
+                }
+                Err(err) => {
+                    log::debug!("{err}; looking for a snapshot file");
+                    self.seen_live = Some(seen);
+                }
             }
         }
         let Some(seen) = changed(&self.snapshot, self.seen_snapshot) else {
             return;
         };
-        self.seen_snapshot = Some(seen);
-        if live::open(&self.live).is_ok() {
-            return; // By the builder that runs, which has told us already.
+        if self.cell.load().is_some() && live::open(&self.live).is_ok() {
+            // By the builder that runs, which has told us already.
+            self.seen_snapshot = Some(seen);
+            return;
         }
         match Snapshot::open(&self.snapshot) {
-            Ok(snapshot) => self.swap_in(snapshot),
-            Err(err @ SnapshotError::Io { .. }) => {
-                self.seen_snapshot = None; // Replaced in this moment, or no memory: look again.
-                log::warn!("{err}");
+            Ok(snapshot) => {
+                self.seen_snapshot = Some(seen);
+                self.failing = false;
+                self.swap_in(snapshot);
             }
-            Err(err) => log::error!("{err}; keeping the generation before"),
+            Err(SnapshotError::Io { source, .. }) => self.failed(&source),
+            Err(err) => {
+                self.seen_snapshot = Some(seen);
+                log::error!("{err}; keeping the generation before");
+            }
+        }
+    }
+
+    /// Says once that something is in the way; the next look tries again.
+    fn failed(&mut self, err: &io::Error) {
+        if !std::mem::replace(&mut self.failing, true) {
+            log::error!("cannot read \"{}\" ({err}), trying again", self.snapshot.display());
         }
     }
 
@@ -175,6 +197,13 @@ impl FollowedFile {
         log::debug!("generation {} of \"{}\"", snapshot.generation(), self.snapshot.display());
         self.cell.store(Some(Arc::new(snapshot)));
     }
+}
+
+/// Whether an error is of this process and this moment.
+fn passes(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    err.raw_os_error().is_some_and(|code| passing.iter().any(|of| of.raw_os_error() == code))
 }
 
 /// The identity of the file, if there is one and it is not the one that was seen. A file that went

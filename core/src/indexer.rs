@@ -33,6 +33,9 @@ pub(crate) use publish::{Signal, Sink, StateFiles};
 /// least.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How often the tree is looked at while there are no events.
+const UNWATCHED: Duration = Duration::from_secs(5);
+
 /// How often the hash cache is written. A kill costs what was hashed since.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -81,6 +84,8 @@ pub(crate) struct Indexer {
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
+    /// There are no events at all.
+    unwatched: bool,
     publisher: Publisher,
     gauges: Arc<Gauges>,
     looks: u64,
@@ -115,6 +120,7 @@ impl Indexer {
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
+            unwatched: false,
             publisher,
             gauges,
             looks: 0,
@@ -124,10 +130,14 @@ impl Indexer {
 
     /// Works until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
-        self.start_watcher();
         self.anchors.check(&self.tree);
         self.look_at_everything(false);
-        self.publisher.started(self.hashing);
+        let pending = self.versions.iter().filter(|(path, version)| {
+            let vouched = self.publisher.vouched(path);
+            version.is_hashing() && vouched.is_some_and(|time| version.is_unchanged_since(time))
+        });
+        let pending = pending.map(|(path, _)| path.clone()).collect();
+        self.publisher.started(pending);
         loop {
             let now = Instant::now();
             self.publish(now);
@@ -159,12 +169,19 @@ impl Indexer {
             drop(sender.send(Event::Files(events)));
         };
         match Watcher::spawn(sink) {
-            Ok(watcher) => self.watcher = Some(watcher),
-            Err(err) => log::error!(
-                "cannot watch \"{}\" ({err}), relying on rescans alone; raise \
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                self.unwatched = false;
+            }
+            Err(_) if self.unwatched => {}
+            Err(err) => {
+                self.unwatched = true;
+                log::error!(
+                    "cannot watch \"{}\" ({err}), relying on rescans alone; raise \
                  fs.inotify.max_user_instances",
-                self.settings.root.display()
-            ),
+                    self.settings.root.display()
+                );
+            }
         }
     }
 
@@ -311,6 +328,9 @@ impl Indexer {
 
     /// Walks the whole tree; with `retry`, what was broken is tried again.
     fn look_at_everything(&mut self, retry: bool) {
+        if self.watcher.as_ref().is_none_or(Watcher::has_ended) {
+            self.start_watcher();
+        }
         if let Some(watcher) = &mut self.watcher {
             watcher.add(&self.tree, "");
         }
@@ -319,7 +339,12 @@ impl Indexer {
             self.walk(&stream, retry);
         }
         self.looks += 1;
-        let rescan = self.settings.rescan;
+        // Without events the tree is looked at often, and events are tried for again.
+        let rescan = match self.settings.rescan {
+            Duration::ZERO if self.unwatched => UNWATCHED,
+            rescan if self.unwatched => rescan.min(UNWATCHED),
+            rescan => rescan,
+        };
         self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
         if let Some(err) = self.watcher.as_mut().and_then(Watcher::take_refusal) {
             log::error!(
@@ -461,6 +486,7 @@ impl Indexer {
             now: (Instant::now(), SystemTime::now()),
             settle: self.settings.settle,
             retry,
+            vouched: self.publisher.vouched(&path),
         };
         let verdict = self.update(&path, |version| version.look(look)).unwrap_or_default();
         self.writers = writers;
@@ -596,6 +622,9 @@ impl Indexer {
     }
 
     fn publish(&mut self, now: Instant) {
+        let versions = &self.versions;
+        self.publisher
+            .settle_pending(now, |path| versions.get(path).is_some_and(Version::is_hashing));
         if !self.publisher.due(self.hashing, now) {
             return;
         }

@@ -22,7 +22,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 const SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
 
-/// Most bytes of the file: two numbers.
+/// Most bytes of the file: three numbers.
 const MAX_FILE: u64 = 64;
 
 /// Path of the file that says where the current generation of the index `id` is.
@@ -57,10 +57,24 @@ impl Live {
     /// # Errors
     ///
     /// When the file cannot be written; readers then keep what they have.
-    pub fn announce(&self, path: &Path) -> io::Result<()> {
-        let text = format!("{} {}\n", std::process::id(), self.memory.as_raw_fd());
+    pub fn announce(&self, path: &Path, generation: u64) -> io::Result<()> {
+        let (process, descriptor) = (std::process::id(), self.memory.as_raw_fd());
+        let text = format!("{process} {descriptor} {generation}\n");
         crate::snapshot::replace(path, text.as_bytes(), false)
     }
+}
+
+/// The generation that the file at `path` tells of, whether or not it can still be had.
+pub fn generation(path: &Path) -> Option<u64> {
+    announced(path).ok().flatten().map(|[_, _, generation]| generation)
+}
+
+/// Process, descriptor and generation.
+fn announced(path: &Path) -> io::Result<Option<[u64; 3]>> {
+    let text = crate::snapshot::read_regular(path, MAX_FILE)?;
+    let text = str::from_utf8(&text).unwrap_or_default();
+    let numbers: Option<Vec<u64>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
+    Ok(numbers.and_then(|numbers| numbers.try_into().ok()))
 }
 
 /// The memory that the file at `path` tells of.
@@ -70,13 +84,8 @@ impl Live {
 /// When there is no such file, or what it tells of is gone or not sealed.
 pub fn open(path: &Path) -> io::Result<File> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-    let text = crate::snapshot::read_regular(path, MAX_FILE)?;
-    let text = str::from_utf8(&text).map_err(|_| invalid("not text"))?;
-    let (process, descriptor) = text
-        .trim_end()
-        .split_once(' ')
-        .and_then(|(process, fd)| Some((process.parse::<u32>().ok()?, fd.parse::<u32>().ok()?)))
-        .ok_or_else(|| invalid("not a process and a descriptor"))?;
+    let [process, descriptor, _] =
+        announced(path)?.ok_or_else(|| invalid("not a process, a descriptor and a generation"))?;
     let memory = File::open(format!("/proc/{process}/fd/{descriptor}"))?;
     // The number may by now be another process's, or another file.
     let seals = rustix::fs::fcntl_get_seals(&memory)
@@ -96,7 +105,8 @@ mod tests {
         let path = path(dir.path(), "id");
         assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         let live = Live::new(b"generation").unwrap();
-        live.announce(&path).unwrap();
+        live.announce(&path, 7).unwrap();
+        assert_eq!(generation(&path), Some(7));
         let mut text = String::new();
         open(&path).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "generation");
@@ -120,9 +130,10 @@ mod tests {
             "x y".into(),
             "1".into(),
             "../.. 3".into(),
-            format!("{own} {}", plain.as_raw_fd()),
-            format!("{own} {}", unsealed.as_raw_fd()),
-            format!("{own} 4294967295"),
+            format!("{own} {} 1", plain.as_raw_fd()),
+            format!("{own} {} 1", unsealed.as_raw_fd()),
+            format!("{own} 4294967295 1"),
+            format!("{own} 1 1 1"),
         ] {
             fs::write(&path, &text).unwrap();
             assert!(open(&path).is_err(), "{text:?}");

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use crate::Problem;
 use crate::cache::HashCache;
 use crate::entry::Plan;
 use crate::hash::{self, Context, Outcome};
@@ -143,7 +146,15 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
     while let Some(job) = shared.next() {
         let bytes = &job.gauges.bytes_hashed;
         let context = Context { cache: &shared.cache, stop: &shared.stop, bytes };
-        let outcome = hash::hash(&job.tree, &job.path, &job.plan, context);
+        // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
+        let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context);
+        let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
+            Outcome::Broken(Problem::new(
+                Path::new(&job.path),
+                "looking into its files made this software fail",
+                "report the message in the log, with the file",
+            ))
+        });
         (job.done)(outcome);
     }
 }

@@ -76,6 +76,11 @@ impl Writers {
         self.writing.retain(|_, at| now.saturating_duration_since(*at) <= WRITER_PATIENCE);
     }
 
+    /// Whether a writer was seen to open the file, and not to close it.
+    pub fn is_writing(&self, path: &str) -> bool {
+        self.writing.contains_key(path)
+    }
+
     /// When the file at `path`, unchanged since `seen`, can be trusted.
     pub fn quiet(
         &self,

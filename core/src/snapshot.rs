@@ -27,7 +27,7 @@
 
 mod map;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -83,6 +83,9 @@ pub enum SnapshotError {
 /// The head of a snapshot: everything but the bytes themselves.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
+    /// Of the index; empty if nobody said.
+    #[serde(default)]
+    id: String,
     generation: u64,
     /// Milliseconds since the epoch.
     published: u64,
@@ -201,7 +204,8 @@ impl Snapshot {
     /// [`SnapshotError`]: not readable, damaged, or of another layout.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        Self::check(Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?), path)
+        let backing = Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?);
+        Self::check(backing, path)?.of_its_name(path)
     }
 
     /// Maps and checks the generation that a running builder announces at `path` (see
@@ -213,7 +217,19 @@ impl Snapshot {
     pub(crate) fn open_live(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
         let map = crate::live::open(path).and_then(|memory| map::map(&memory)).map_err(io)?;
-        Self::check(Backing::Mapped(map), path)
+        Self::check(Backing::Mapped(map), path)?.of_its_name(path)
+    }
+
+    /// Makes sure that it is of the index whose file this is: a descriptor's number may be that of
+    /// another index's memory by now, a file may have been copied.
+    fn of_its_name(self, path: &Path) -> Result<Self, SnapshotError> {
+        let id = self.head.id.as_str();
+        if id.is_empty() || path.file_stem().is_some_and(|stem| stem == id) {
+            Ok(self)
+        } else {
+            let reason = "it is of another index";
+            Err(SnapshotError::Damaged { path: path.to_owned(), reason })
+        }
     }
 
     /// Takes an encoded snapshot that lives in memory.
@@ -289,6 +305,34 @@ impl Snapshot {
         })
     }
 
+    /// Directories of all listed versions, as paths in the tree.
+    pub(crate) fn listed(&self) -> HashSet<String> {
+        #[derive(Deserialize)]
+        struct Products {
+            products: BTreeMap<String, Versions>,
+        }
+        #[derive(Deserialize)]
+        struct Versions {
+            versions: BTreeMap<String, serde::de::IgnoredAny>,
+        }
+        let mut listed = HashSet::new();
+        for name in self.names() {
+            let (Some(stream), Some(document)) = (name.strip_suffix(".json"), self.document(name))
+            else {
+                continue;
+            };
+            // The index itself has no products of this form.
+            if let Ok(Products { products }) = serde_json::from_slice(document.identity.bytes) {
+                for (product, Versions { versions }) in products {
+                    let product = product.replace(':', "/");
+                    let paths = versions.keys().map(|name| format!("{stream}/{product}/{name}"));
+                    listed.extend(paths);
+                }
+            }
+        }
+        listed
+    }
+
     /// Names of all documents, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.head.documents.keys().map(String::as_str)
@@ -323,12 +367,24 @@ impl Snapshot {
 /// What the next generation has to know of the one before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
+    /// Of the index; empty if it does not matter.
+    id: String,
     generation: u64,
     /// Entity tag and modification time of each document.
     documents: BTreeMap<String, (String, i64)>,
 }
 
 impl Lineage {
+    /// Nothing yet, of the index `id`.
+    pub fn of(id: String) -> Self {
+        Self { id, ..Self::default() }
+    }
+
+    /// Lets the next generation be later than `generation`, which somebody has seen.
+    pub(crate) fn pass(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
+    }
+
     /// Number of the generation before; 0 if there was none.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -348,6 +404,7 @@ impl From<&Snapshot> for Lineage {
     fn from(snapshot: &Snapshot) -> Self {
         let documents = snapshot.head.documents.iter();
         Self {
+            id: snapshot.head.id.clone(),
             generation: snapshot.generation(),
             documents: documents
                 .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
@@ -405,13 +462,16 @@ pub(crate) fn encode_next(
     let problems = place(&to_json(problems));
     let generation = previous.generation + 1;
     let lineage = Lineage {
+        id: previous.id.clone(),
         generation,
         documents: heads
             .iter()
             .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
             .collect(),
     };
-    let head = to_json(&Head { generation, published: now, counts, documents: heads, problems });
+    let id = previous.id.clone();
+    let head =
+        to_json(&Head { id, generation, published: now, counts, documents: heads, problems });
     let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
     out.extend_from_slice(MAGIC);
     out.extend(LAYOUT.to_le_bytes());

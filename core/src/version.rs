@@ -67,6 +67,9 @@ pub struct Look<'a> {
     pub settle: Duration,
     /// Whether to try again what was broken and did not change: access to it may have.
     pub retry: bool,
+    /// The version was listed by an earlier process, which then knew that files changed no later
+    /// than this, in nanoseconds since the epoch, were complete.
+    pub vouched: Option<i128>,
 }
 
 impl Version {
@@ -88,6 +91,11 @@ impl Version {
     /// Whether it is not listed because it is not quiet.
     pub fn is_waiting(&self) -> bool {
         self.listed.is_none() && matches!(self.state, State::Resting)
+    }
+
+    /// Whether no file of it changed later than `time`, in nanoseconds since the epoch.
+    pub fn is_unchanged_since(&self, time: i128) -> bool {
+        self.files.iter().all(|(file, _)| file.stamp.changed <= time)
     }
 
     /// Bytes of its files.
@@ -154,8 +162,12 @@ impl Version {
             let listed = self.listed.as_ref().is_some_and(|listed| {
                 seen.is_some() && listed.plan.all_files().any(|planned| *planned == file)
             });
+            let vouched = look.vouched.is_some_and(|until| file.stamp.changed <= until);
             let quiet = if listed {
                 intact += 1;
+                Quiet::Now
+            } else if vouched && seen.is_none() && !look.writers.is_writing(&join(path, &file.name))
+            {
                 Quiet::Now
             } else {
                 let path = join(path, &file.name);

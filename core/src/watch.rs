@@ -127,6 +127,11 @@ impl Watcher {
         }
     }
 
+    /// Whether its thread has given up; there are no more events.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Drops the watches of `path` and of everything below it.
     pub fn remove_below(&mut self, path: &str) {
         let mut gone: Vec<(String, i32)> = Vec::new();

@@ -19,7 +19,9 @@
 //! 1. First version.
 
 use std::collections::HashMap;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -198,6 +200,7 @@ impl Store {
 
 impl Tables {
     fn open(path: &Path) -> Result<Self, Failure> {
+        make_private(path).map_err(Failure::Io)?;
         let database = Database::builder().set_cache_size(CACHE).create(path)?;
         let begin = database.begin_write()?;
         begin.open_table(FILES)?;
@@ -249,6 +252,24 @@ impl Tables {
         self.texts = read.open_table(TEXTS)?;
         Ok(())
     }
+}
+
+/// Makes sure that the file is there and this user's alone: nginx's processes have no umask, and whoever can
+/// write hashes decides what is served.
+fn make_private(path: &Path) -> io::Result<()> {
+    let open = || {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    };
+    let file = match open() {
+        // Of another user, who had the directory before: it is ours now.
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+            std::fs::remove_file(path)?;
+            open()?
+        }
+        other => other?,
+    };
+    file.set_permissions(Permissions::from_mode(0o600))
 }
 
 fn file_key(key: &Key) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! When a generation is published, and how.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -21,6 +21,10 @@ const COST_FACTOR: u32 = 10;
 
 /// How long the first generation waits for the newest version of every product.
 const FIRST: Duration = Duration::from_secs(1);
+
+/// How long what an earlier process published stays, at most, while it is being hashed again (the
+/// hash cache was lost, or something changed at the last moment).
+const INHERITED: Duration = Duration::from_secs(3600);
 
 /// How long to wait after a generation could not be written.
 const RETRY: Duration = Duration::from_secs(5);
@@ -51,6 +55,15 @@ impl StateFiles {
     pub(crate) fn new(state_dir: &Path, id: &str) -> Self {
         Self { snapshot: snapshot::path(state_dir, id), live: live::path(state_dir, id) }
     }
+}
+
+/// What an earlier process published.
+#[derive(Debug)]
+struct Inherited {
+    /// When, in nanoseconds since the epoch.
+    published: i128,
+    /// The versions it listed.
+    listed: HashSet<String>,
 }
 
 /// Wakes those who wait for a generation.
@@ -104,9 +117,11 @@ pub(super) struct Publisher {
     dirty: bool,
     /// A version was unlisted, which does not wait for hashing.
     urgent: bool,
-    /// An earlier process published, and this one has not hashed everything yet: what it published
-    /// stays until then.
-    inherited: bool,
+    /// What an earlier process published.
+    inherited: Option<Inherited>,
+    /// Versions that it listed, that did not change, and that are still being hashed: what it
+    /// published stays until they are, at most until the given time.
+    pending: Option<(BTreeSet<String>, Instant)>,
     /// The list was not empty when this process started, and was found empty: probably not mounted
     /// yet.
     awaiting: Option<Instant>,
@@ -126,12 +141,13 @@ impl Publisher {
             sink,
             live: None,
             unsaved: None,
-            lineage: Lineage::default(),
+            lineage: Lineage::of(settings.id()),
             problems: Vec::new(),
             logged: BTreeSet::new(),
             dirty: true,
             urgent: false,
-            inherited: false,
+            inherited: None,
+            pending: None,
             awaiting: None,
             held: None,
             last: Instant::now(),
@@ -148,13 +164,23 @@ impl Publisher {
         };
         match Snapshot::open(&files.snapshot) {
             Ok(snapshot) => {
-                // Workers that start from now on share it instead of copying the file.
-                if let Err(err) = self.announce(snapshot.encoded(), &files.live) {
+                // Workers that start from now on share it instead of copying the file. Unless it is
+                // older than what running ones have: the process before could not save that.
+                let served = live::generation(&files.live).unwrap_or(0);
+                if served > snapshot.generation() {
+                    log::warn!("\"{}\" is older than what is served", files.snapshot.display());
+                } else if let Err(err) =
+                    self.announce(snapshot.encoded(), snapshot.generation(), &files.live)
+                {
                     log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
                 }
                 self.lineage = Lineage::from(&snapshot);
+                self.lineage.pass(served);
                 self.problems = snapshot.problems();
-                self.inherited = true;
+                self.inherited = Some(Inherited {
+                    published: i128::from(snapshot.published()) * 1_000_000,
+                    listed: snapshot.listed(),
+                });
                 if snapshot.counts().versions > 0 {
                     self.awaiting = Some(Instant::now() + super::anchors::GRACE);
                 }
@@ -164,10 +190,27 @@ impl Publisher {
         }
     }
 
-    /// The first look at the tree is over, and `hashing` versions have to be hashed.
-    pub(super) fn started(&mut self, hashing: usize) {
-        self.inherited &= hashing > 0;
+    /// Until when, in nanoseconds since the epoch, an earlier process vouches for the version at
+    /// `path`. For the first look at the tree.
+    pub(super) fn vouched(&self, path: &str) -> Option<i128> {
+        let inherited = self.inherited.as_ref()?;
+        inherited.listed.contains(path).then_some(inherited.published)
+    }
+
+    /// The first look at the tree is over, and of the versions that were vouched for, `pending` did
+    /// not change and have to be hashed.
+    pub(super) fn started(&mut self, pending: BTreeSet<String>) {
+        self.inherited = None;
         self.last = Instant::now();
+        self.pending = (!pending.is_empty()).then(|| (pending, self.last + INHERITED));
+    }
+
+    /// Tells which versions are still being hashed.
+    pub(super) fn settle_pending(&mut self, now: Instant, is_hashing: impl Fn(&str) -> bool) {
+        self.pending.take_if(|(pending, until)| {
+            pending.retain(|path| is_hashing(path));
+            pending.is_empty() || *until <= now
+        });
     }
 
     /// Something may have changed.
@@ -188,14 +231,13 @@ impl Publisher {
 
     /// Whether to publish now, while `hashing` versions are being hashed.
     pub(super) fn due(&mut self, hashing: usize, now: Instant) -> bool {
-        self.inherited &= hashing > 0;
         self.dirty |= self.held.take_if(|until| *until <= now).is_some();
         self.dirty && self.next(hashing, now).is_some_and(|when| when <= now)
     }
 
     /// When to publish next.
     pub(super) fn next(&self, hashing: usize, now: Instant) -> Option<Instant> {
-        if !self.dirty || (self.inherited && hashing > 0) {
+        if !self.dirty || self.pending.is_some() {
             let retry = self.retry.filter(|_| self.unsaved.is_some());
             return [retry, self.held].into_iter().flatten().min();
         }
@@ -306,7 +348,7 @@ impl Publisher {
         if let Some(files) = self.sink.state.clone() {
             let failed = |source| SnapshotError::Write { path: files.live.clone(), source };
             // Readers first: syncing a file takes longer than all the rest.
-            self.announce(&bytes, &files.live).map_err(failed)?;
+            self.announce(&bytes, lineage.generation(), &files.live).map_err(failed)?;
             self.lineage = lineage;
             self.unsaved = Some(bytes);
             self.save();
@@ -321,9 +363,9 @@ impl Publisher {
         Ok(())
     }
 
-    fn announce(&mut self, bytes: &[u8], path: &Path) -> io::Result<()> {
+    fn announce(&mut self, bytes: &[u8], generation: u64, path: &Path) -> io::Result<()> {
         let live = Live::new(bytes)?;
-        live.announce(path)?;
+        live.announce(path, generation)?;
         // The one before goes only now that nobody is told of it any more.
         self.live = Some(live);
         Ok(())
