@@ -53,9 +53,9 @@ impl MainConf {
     fn index(&mut self, settings: Settings) -> Arc<SnapshotCell> {
         let id = settings.id();
         if let Some(index) = self.indexes.iter_mut().find(|index| index.settings.id() == id) {
-            // Watched as closely as the more demanding of the two asks for.
+            // The more careful of the two decides.
             let known = &mut index.settings;
-            known.settle = known.settle.min(settings.settle);
+            known.settle = known.settle.max(settings.settle);
             known.rescan = match (known.rescan, settings.rescan) {
                 (Duration::ZERO, other) | (other, Duration::ZERO) => other,
                 (one, other) => one.min(other),
@@ -82,7 +82,8 @@ pub(crate) enum Source {
     Off,
     /// `on`: the location's `root` or `alias`; and where `on` was said.
     Location(Named),
-    Root(PathBuf),
+    /// A root, and where it was said.
+    Root(PathBuf, Named),
 }
 
 /// Configuration of one location, or of the server or http level above it.
@@ -114,6 +115,8 @@ pub(crate) struct Place<'a> {
     pub(crate) root: Option<&'a Path>,
     /// The root is an `alias`, which stands for so many bytes of the location's name.
     pub(crate) alias: Option<usize>,
+    /// Another module answers every request here (`proxy_pass` and its like).
+    pub(crate) taken: bool,
     /// The server has a `location /`, so that no request is answered at the server's level.
     pub(crate) covered: bool,
 }
@@ -130,7 +133,10 @@ impl LocConf {
         place: &Place<'_>,
         main: &mut MainConf,
     ) -> Result<(), (String, Named)> {
-        let said_here = self.source.is_some();
+        let said_here = match &self.source {
+            Some(Source::Location(named) | Source::Root(_, named)) => Some(named.clone()),
+            Some(Source::Off) | None => None,
+        };
         inherit(&mut self.source, &above.source);
         inherit(&mut self.streams, &above.streams);
         inherit(&mut self.aliases, &above.aliases);
@@ -139,18 +145,24 @@ impl LocConf {
         if place.covered {
             return Ok(());
         }
+        if place.taken {
+            let text = "\"simplestreams\" has no effect in a location whose requests another \
+                        directive, such as \"proxy_pass\", answers";
+            return said_here.map_or(Ok(()), |named| Err((text.to_owned(), named)));
+        }
         let name = place.name.unwrap_or_default();
         let aliased = || name.get(..place.alias?);
         let (root, prefix) = match &self.source {
             None | Some(Source::Off) => return Ok(()),
-            Some(Source::Root(root)) => (root.clone(), aliased().unwrap_or(name)),
+            Some(Source::Root(root, _)) => (root.clone(), aliased().unwrap_or(name)),
             // Every location of a server inherits `on`, those with roots of their own too. Those
             // that cannot be asked for an index must not make one of their root.
             Some(Source::Location(named)) if !place.can_be_asked() => {
                 let text = "\"simplestreams on\" has no effect in a location that neither is a \
                             part of \"/streams/v1/\" nor has an \"alias\"; use \"alias\", or \
                             \"simplestreams <root>\"";
-                return if said_here { Err((text.to_owned(), named.clone())) } else { Ok(()) };
+                let named = said_here.map(|_| named.clone());
+                return named.map_or(Ok(()), |named| Err((text.to_owned(), named)));
             }
             Some(Source::Location(named)) => match place.root {
                 Some(root) => (without_slash(root), aliased().unwrap_or_default()),

@@ -43,7 +43,7 @@ pub(crate) fn simplestreams(cf: &Conf, conf: &mut LocConf) -> Outcome {
     let source = match argument {
         b"on" => Source::Location(cf.here()),
         b"off" => Source::Off,
-        root => Source::Root(path(cf, root)?),
+        root => Source::Root(path(cf, root)?, cf.here()),
     };
     set(&mut conf.source, source);
     Ok(())

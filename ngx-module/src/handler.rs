@@ -4,6 +4,8 @@
 //! filters, which need an entity tag, a time and a length to do them. The body is never copied: the
 //! buffer points into the snapshot, which the request's pool holds until the last byte is sent.
 
+use std::ffi::CStr;
+
 use nginx_sys::{
     NGX_DECLINED, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_NOT_FOUND, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_int_t,
 };
@@ -15,9 +17,30 @@ use crate::ffi::{Body, Request, Status};
 /// useful early (its newest versions are hashed first), so this is short.
 const RETRY_AFTER: &str = "5";
 
+/// The Incus web UI reads the index from a page of another origin, errors included.
+const ALLOW_ORIGIN: &CStr = c"Access-Control-Allow-Origin";
+
 /// Answers a request in the location that `conf` belongs to.
 pub(crate) fn handle(request: &Request<'_>, conf: &LocConf) -> ngx_int_t {
     answer(request, conf).unwrap_or_else(|status| status)
+}
+
+/// The status of an error. Its header lines are left out where an `error_page` may answer instead:
+/// nginx would send them beside those of that answer.
+fn refuse(
+    request: &Request<'_>,
+    status: Status,
+    header: Option<(&'static CStr, &'static str)>,
+) -> Status {
+    if request.has_error_pages() {
+        return status;
+    }
+    for (name, value) in [Some((ALLOW_ORIGIN, "*")), header].into_iter().flatten() {
+        if let Err(status) = request.push_header(name, value) {
+            return status;
+        }
+    }
+    status
 }
 
 fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
@@ -25,24 +48,23 @@ fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
     let served = conf.served().ok_or(DECLINED)?;
     let name = served.document(request.uri()).ok_or(DECLINED)?;
 
-    // The Incus web UI reads the index from a page of another origin, errors included.
-    request.push_header(c"Access-Control-Allow-Origin", "*")?;
     if !request.is_get_or_head() {
-        request.push_header(c"Allow", "GET, HEAD")?;
-        return Err(NGX_HTTP_NOT_ALLOWED as Status);
+        let allow = Some((c"Allow", "GET, HEAD"));
+        return Err(refuse(request, NGX_HTTP_NOT_ALLOWED as Status, allow));
     }
     request.discard_body()?;
 
     let Some(snapshot) = served.cell.load_full().filter(|snapshot| snapshot.has_documents()) else {
-        request.push_header(c"Retry-After", RETRY_AFTER)?;
-        return Err(NGX_HTTP_SERVICE_UNAVAILABLE as Status);
+        let retry = Some((c"Retry-After", RETRY_AFTER));
+        return Err(refuse(request, NGX_HTTP_SERVICE_UNAVAILABLE as Status, retry));
     };
     let snapshot = request.keep(snapshot)?;
     let document = std::str::from_utf8(name)
         .ok()
         .and_then(|name| snapshot.document(name))
-        .ok_or(NGX_HTTP_NOT_FOUND as Status)?;
+        .ok_or_else(|| refuse(request, NGX_HTTP_NOT_FOUND as Status, None))?;
 
+    request.push_header(ALLOW_ORIGIN, "*")?;
     request.vary_by_encoding()?;
     let gzip = request.accepts_gzip();
     let variant = if gzip { document.gzip } else { document.identity };

@@ -76,6 +76,17 @@ ngx_http_simplestreams_etag(ngx_http_request_t *r)
 }
 
 
+ngx_uint_t
+ngx_http_simplestreams_error_pages(ngx_http_request_t *r)
+{
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+
+    return clcf->error_pages != NULL;
+}
+
+
 /*
  * Of this request alone, since the range filter edits it; read-only to nginx, which copies before
  * it changes. A buffer without data must say what it is for, or nginx takes it for a mistake.

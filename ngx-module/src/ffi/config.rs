@@ -165,6 +165,7 @@ impl Conf {
                 .then(|| Path::new(OsStr::from_bytes(location.root.as_bytes()))),
             alias: (location.alias != 0).then_some(location.alias),
             covered: ptr::eq(location, server) && has_location_for_all(server),
+            taken: location.handler.is_some(),
         }
     }
 

@@ -82,6 +82,12 @@ impl<'r> Request<'r> {
         unsafe { shim::ngx_http_simplestreams_header_sent(self.raw) != 0 }
     }
 
+    /// Whether the location has an `error_page`, for whatever status.
+    pub(crate) fn has_error_pages(&self) -> bool {
+        // SAFETY: the request is valid.
+        unsafe { shim::ngx_http_simplestreams_error_pages(self.raw) != 0 }
+    }
+
     /// Reads the request's body, if there is one, and forgets it.
     pub(crate) fn discard_body(&self) -> Result<(), Status> {
         // SAFETY: the request is valid, and handlers are where nginx expects this call.

@@ -11,6 +11,7 @@ unsafe extern "C" {
     pub(super) fn ngx_http_simplestreams_vary(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_accepts_gzip(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_etag(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_error_pages(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_buffer(
         r: *mut ngx_http_request_t,
         data: *mut u8,
