@@ -167,7 +167,7 @@ impl Live {
         let deadline = Instant::now() + Site::DEADLINE;
         let mut since = Instant::now();
         let mut before = (self.generation(), self.progress());
-        while since.elapsed() < Duration::from_millis(150) {
+        while since.elapsed() < Duration::from_millis(200) {
             assert!(Instant::now() < deadline, "never at rest: {:?}", self.progress());
             thread::yield_now();
             let now = (self.generation(), self.progress());
