@@ -40,9 +40,12 @@ pub(crate) struct Case {
     pub(crate) os: &'static str,
     /// The version's name, and what `/etc/image-serial` says.
     pub(crate) serial: &'static str,
-    files: &'static [(&'static str, fn(&Image) -> Vec<u8>)],
+    files: &'static [(&'static str, Make)],
     images: &'static [(Type, Files)],
 }
+
+/// What makes a file's content.
+type Make = fn(&Image) -> Vec<u8>;
 
 /// The files whose bytes, one after the other, have the fingerprint.
 enum Files {
