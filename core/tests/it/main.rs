@@ -1,6 +1,7 @@
 //! Tests of the core as programs use it: real directories, real time, real threads.
 
 mod common;
+mod example;
 mod kinds;
 mod live;
 mod random;
