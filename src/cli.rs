@@ -129,6 +129,20 @@ pub struct Update {
     #[arg(long)]
     pub strict: bool,
 
+    /// Where nginx's module keeps its state (simplestreams_state_path); if it serves this tree, it is
+    /// made to hash everything anew, too
+    #[arg(
+        long,
+        alias = "state_dir",
+        value_name = "DIR",
+        default_value = "/var/lib/nginx/simplestreams"
+    )]
+    pub state_dir: PathBuf,
+
+    /// Do not wait until nginx's module has done so
+    #[arg(long, alias = "no_wait")]
+    pub no_wait: bool,
+
     /// How long to wait for files that are being written before the index is made without them
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub patience: std::time::Duration,

@@ -23,6 +23,7 @@ mod mirror;
 mod mirrors;
 mod notify;
 mod progress;
+mod rehash;
 mod reload;
 mod streams;
 mod tree;

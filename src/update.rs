@@ -12,7 +12,7 @@ use crate::exit::{Exit, Stop};
 use crate::listing::Listing;
 use crate::progress::Shown;
 use crate::tree::Tree;
-use crate::{lock, logging, streams};
+use crate::{lock, logging, rehash, streams};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,7 +30,12 @@ const MAX_NAMED: usize = 10;
 /// See [`Exit`]; with `--strict`, [`Exit::Problems`] if anything in the tree is wrong.
 pub fn run(args: &Update, config: &Config) -> Result<()> {
     let tree = Tree::new(&args.tree, config)?;
+    // Both at once: what one has read, the other finds in memory.
+    let asked = rehash::ask(&args.state_dir, &tree.settings.root);
     let snapshot = make(&tree, args.patience)?;
+    if !args.no_wait {
+        asked.wait();
+    }
     let problems = snapshot.problems();
     for problem in &problems {
         println!("problem {}", logging::one_line(&problem.to_string()));

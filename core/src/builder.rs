@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use crate::Settings;
 use crate::index::Running;
 use crate::indexer::{Event, Indexer, Sink, StateFiles};
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
+use crate::{Settings, state};
 
 /// How often a builder that waits for another one to go looks whether it did.
 const LOCK_POLL: Duration = Duration::from_millis(100);
@@ -96,7 +96,7 @@ impl Drop for Builder {
 
 /// Waits until no other process builds this index; `None` if told to stop first.
 fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Option<File> {
-    let path = state_dir.join(format!("{}.lock", settings.id()));
+    let path = state::lock_path(state_dir, &settings.id());
     let start = Instant::now();
     let mut told = false;
     loop {

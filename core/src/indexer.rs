@@ -6,6 +6,7 @@
 
 mod anchors;
 mod publish;
+mod rehash;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,7 @@ use crate::{Problem, Settings, cache, fields, overrides};
 use anchors::Anchors;
 use publish::Publisher;
 pub(crate) use publish::{Signal, Sink, StateFiles};
+use rehash::Rehash;
 
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
@@ -87,6 +89,7 @@ pub(crate) struct Indexer {
     /// There are no events at all.
     unwatched: bool,
     publisher: Publisher,
+    rehash: Rehash,
     gauges: Arc<Gauges>,
     looks: u64,
 }
@@ -103,6 +106,7 @@ impl Indexer {
     ) -> Self {
         let tree = Tree::new(&settings.root);
         let anchors = Anchors::new(&settings.streams);
+        let rehash = Rehash::new(sink.state.as_ref());
         let publisher = Publisher::new(&settings, sink);
         Self {
             tree,
@@ -122,6 +126,7 @@ impl Indexer {
             next_flush: Instant::now(),
             unwatched: false,
             publisher,
+            rehash,
             gauges,
             looks: 0,
             settings,
@@ -142,6 +147,7 @@ impl Indexer {
             let now = Instant::now();
             self.publish(now);
             self.publisher.retry(now);
+            self.end_rehash();
             self.report();
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);
@@ -275,9 +281,13 @@ impl Indexer {
     /// Looks where something happened or a time has come.
     fn look_where_needed(&mut self) {
         let now = Instant::now();
-        if self.anchors.due(now) && self.anchors.check(&self.tree) {
+        let ticked = self.anchors.due(now);
+        if ticked && self.anchors.check(&self.tree) {
             log::warn!("\"{}\" is another directory now", self.settings.root.display());
             self.next_rescan = Some(now);
+        }
+        if ticked && self.rehash.is_asked_for() {
+            self.begin_rehash();
         }
         if self.next_rescan.is_some_and(|when| when <= now) {
             self.dirty.clear();
@@ -555,6 +565,11 @@ impl Indexer {
         if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
             return self.list(path, plan, &hashes);
         }
+        self.submit(path, plan);
+    }
+
+    /// Has the files of `plan` read, but for those whose hashes the cache knows.
+    fn submit(&mut self, path: &str, plan: Plan) {
         let Some((_, name)) = path.rsplit_once('/') else {
             return;
         };
@@ -606,6 +621,10 @@ impl Indexer {
                 }
             }
             Outcome::Changed => {
+                if self.rehash.is_under_way() {
+                    // It is not to end with what this was listed by.
+                    self.dirty.insert(path.to_owned());
+                }
                 self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
             }
             Outcome::Stopped => {}

@@ -65,6 +65,7 @@ mod problem;
 mod progress;
 mod settings;
 pub mod snapshot;
+pub mod state;
 
 pub use builder::{Builder, BuilderOptions};
 pub use digest::{Digest, ParseDigestError};

@@ -37,7 +37,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Digest, Problem};
+use crate::{Digest, Problem, Settings};
 
 const MAGIC: &[u8; 8] = b"SSTRSNAP";
 const LAYOUT: u32 = 1;
@@ -86,6 +86,9 @@ struct Head {
     /// Of the index; empty if nobody said.
     #[serde(default)]
     id: String,
+    /// What is indexed, as text; empty if nobody said.
+    #[serde(default)]
+    root: String,
     generation: u64,
     /// Milliseconds since the epoch.
     published: u64,
@@ -279,6 +282,11 @@ impl Snapshot {
         self.head.generation
     }
 
+    /// The root that was indexed, as text; empty if whoever encoded it did not say.
+    pub fn root(&self) -> &str {
+        &self.head.root
+    }
+
     /// Whether it has any document. Without a root there is nothing to say, and a server answers
     /// "not available" rather than an empty list, which clients would believe for an hour.
     pub fn has_documents(&self) -> bool {
@@ -369,15 +377,18 @@ impl Snapshot {
 pub struct Lineage {
     /// Of the index; empty if it does not matter.
     id: String,
+    /// As in [`Head`].
+    root: String,
     generation: u64,
     /// Entity tag and modification time of each document.
     documents: BTreeMap<String, (String, i64)>,
 }
 
 impl Lineage {
-    /// Nothing yet, of the index `id`.
-    pub fn of(id: String) -> Self {
-        Self { id, ..Self::default() }
+    /// Nothing yet, of the index with these settings.
+    pub fn of(settings: &Settings) -> Self {
+        let root = settings.root.to_string_lossy().into_owned();
+        Self { id: settings.id(), root, ..Self::default() }
     }
 
     /// Lets the next generation be later than `generation`, which somebody has seen.
@@ -405,6 +416,7 @@ impl From<&Snapshot> for Lineage {
         let documents = snapshot.head.documents.iter();
         Self {
             id: snapshot.head.id.clone(),
+            root: snapshot.head.root.clone(),
             generation: snapshot.generation(),
             documents: documents
                 .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
@@ -463,15 +475,16 @@ pub(crate) fn encode_next(
     let generation = previous.generation + 1;
     let lineage = Lineage {
         id: previous.id.clone(),
+        root: previous.root.clone(),
         generation,
         documents: heads
             .iter()
             .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
             .collect(),
     };
-    let id = previous.id.clone();
+    let (id, root) = (previous.id.clone(), previous.root.clone());
     let head =
-        to_json(&Head { id, generation, published: now, counts, documents: heads, problems });
+        to_json(&Head { id, root, generation, published: now, counts, documents: heads, problems });
     let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
     out.extend_from_slice(MAGIC);
     out.extend(LAYOUT.to_le_bytes());

@@ -88,6 +88,19 @@ impl Version {
         matches!(self.state, State::Hashing { .. })
     }
 
+    /// What is being hashed, or else what is listed.
+    pub fn plan(&self) -> Option<&Plan> {
+        match &self.state {
+            State::Hashing { plan, .. } => Some(plan),
+            _ => self.listed.as_ref().map(|listed| &listed.plan),
+        }
+    }
+
+    /// Its files as they were seen last.
+    pub fn stamps(&self) -> impl Iterator<Item = &Stamp> {
+        self.files.iter().map(|(file, _)| &file.stamp)
+    }
+
     /// Whether it is not listed because it is not quiet.
     pub fn is_waiting(&self) -> bool {
         self.listed.is_none() && matches!(self.state, State::Resting)
@@ -207,7 +220,7 @@ impl Version {
 
     fn follow(&mut self, plan: Plan, retry: bool, verdict: &mut Verdict) {
         if self.listed.as_ref().is_some_and(|listed| listed.plan == plan) {
-            self.state = State::Resting;
+            self.rest_unless_hashing(&plan);
             return;
         }
         match &self.state {
@@ -217,13 +230,20 @@ impl Version {
         }
     }
 
+    /// It is listed by `plan`; which may be hashed anew because somebody asked for that.
+    fn rest_unless_hashing(&mut self, plan: &Plan) {
+        if !matches!(&self.state, State::Hashing { plan: hashing, .. } if hashing == plan) {
+            self.state = State::Resting;
+        }
+    }
+
     /// Files are missing; that is a problem only if none is on its way.
     fn incomplete(&mut self, incomplete: Incomplete, look: Look<'_>, verdict: &mut Verdict) {
         let Incomplete { problem, perhaps } = incomplete;
         if let (Some(listed), Some(plan)) = (&self.listed, &perhaps)
             && listed.plan == *plan
         {
-            self.state = State::Resting;
+            self.rest_unless_hashing(plan);
             return;
         }
         if self.listed.take().is_some() {
@@ -252,6 +272,7 @@ impl Version {
             State::Broken { problem, plan: Some(broken) } if *broken == plan => {
                 Some(problem.clone())
             }
+            State::Hashing { plan: same, before, .. } if *same == plan => before.clone(),
             _ => None,
         };
         self.state = State::Hashing { ticket, plan, before };

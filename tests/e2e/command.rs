@@ -1,6 +1,7 @@
 //! The command `lxd-image-server`, run as administrators and service managers run it.
 
 mod init;
+mod module;
 pub(crate) mod program;
 
 use std::fs;

@@ -18,7 +18,7 @@
 //!
 //! 1. First version.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -48,7 +48,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 pub(super) struct Store {
     path: PathBuf,
     tables: Tables,
-    forgotten: Vec<Key>,
+    forgotten: HashSet<Key>,
     forgotten_texts: Vec<String>,
     broken: bool,
 }
@@ -80,7 +80,7 @@ impl Store {
                     return Some(Self {
                         path,
                         tables,
-                        forgotten: Vec::new(),
+                        forgotten: HashSet::new(),
                         forgotten_texts: Vec::new(),
                         broken: false,
                     });
@@ -139,7 +139,7 @@ impl Store {
 
     /// The file of this key is to go with the next write.
     pub(super) fn forget(&mut self, key: Key) {
-        self.forgotten.push(key);
+        self.forgotten.insert(key);
     }
 
     /// What this file of overrides said is to go with the next write.
@@ -218,7 +218,7 @@ impl Tables {
         files: &[(Key, Record)],
         pairs: &HashMap<(Digest, Digest), Digest>,
         texts: &HashMap<String, Vec<u8>>,
-        (forgotten, forgotten_texts): &(Vec<Key>, Vec<String>),
+        (forgotten, forgotten_texts): &(HashSet<Key>, Vec<String>),
     ) -> Result<(), Failure> {
         let write = self.database.begin_write()?;
         {

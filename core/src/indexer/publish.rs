@@ -12,7 +12,7 @@ use crate::follow::SnapshotCell;
 use crate::live::{self, Live};
 use crate::settings::Aliases;
 use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
-use crate::{Problem, Settings, fields, render};
+use crate::{Problem, Settings, fields, render, state};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
 /// often than publishing itself takes times ten.
@@ -49,11 +49,17 @@ pub(crate) struct StateFiles {
     pub(crate) snapshot: PathBuf,
     /// Where the current one is, for running processes.
     pub(crate) live: PathBuf,
+    /// Where somebody asks for everything to be hashed anew.
+    pub(crate) rehash: state::Request,
 }
 
 impl StateFiles {
     pub(crate) fn new(state_dir: &Path, id: &str) -> Self {
-        Self { snapshot: snapshot::path(state_dir, id), live: live::path(state_dir, id) }
+        Self {
+            snapshot: snapshot::path(state_dir, id),
+            live: live::path(state_dir, id),
+            rehash: state::Request::new(state_dir, id),
+        }
     }
 }
 
@@ -141,7 +147,7 @@ impl Publisher {
             sink,
             live: None,
             unsaved: None,
-            lineage: Lineage::of(settings.id()),
+            lineage: Lineage::of(settings),
             problems: Vec::new(),
             logged: BTreeSet::new(),
             dirty: true,

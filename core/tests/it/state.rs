@@ -11,7 +11,7 @@ use crate::common::{Site, VERSION};
 use simplestreams::snapshot::{self, Lineage, Rendered};
 use simplestreams::{
     Builder, BuilderOptions, Followed, Follower, Problem, Settings, Snapshot, SnapshotCell,
-    SnapshotError,
+    SnapshotError, state as requests,
 };
 
 fn rendered(text: &str) -> Vec<Rendered> {
@@ -314,4 +314,56 @@ fn a_restart_and_a_rename_hash_nothing_again() {
         builder.progress()[0].is_idle()
     });
     assert_eq!(builder.progress()[0].bytes_hashed, hashed);
+}
+
+/// Everything is read again, nothing is unlisted meanwhile, and who asked learns of the end.
+#[test]
+fn everything_is_hashed_anew_when_somebody_asks() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (site, state) = (Site::new(), State::new());
+    for number in 1..=9 {
+        site.image(&format!("images/a/1/amd64/default/2024010{number}"), &number.to_string());
+    }
+    site.version("images/a/1/amd64/default/20240110").write("lxd.tar.xz", b"no root");
+    let settings = site.settings();
+    let (id, dir) = (settings.id(), state.dir.path());
+    let (_follower, cell) = state.follow(&id);
+    let find = |root: &Path| requests::find(dir, root).unwrap();
+    assert!(find(&settings.root).is_empty(), "nothing is built yet");
+    let builder = state.builder(&settings);
+    wait("all versions", || versions(&cell) == 9);
+    wait("a look", || builder.progress()[0].is_idle());
+    let hashed = builder.progress()[0].bytes_hashed;
+
+    wait("it to be found", || find(&settings.root) == [id.clone()]);
+    let link = site.path("link");
+    std::os::unix::fs::symlink(&settings.root, &link).unwrap();
+    assert!(find(&link) == find(&settings.root), "the same directory by another name");
+    assert!(find(&site.path("images")).is_empty());
+
+    let generation = cell.load().as_ref().unwrap().generation();
+    for round in 2..=3 {
+        assert!(!requests::is_rehashing(dir, &id));
+        requests::request_rehash(dir, &id).unwrap();
+        requests::request_rehash(dir, &id).unwrap();
+        let mode = |name: &str| fs::metadata(dir.join(name)).map(|meta| meta.permissions().mode());
+        if let Ok(mode) = mode(&format!("{id}.rehash")) {
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        wait("the end", || {
+            assert_eq!(versions(&cell), 9, "something was unlisted");
+            !requests::is_rehashing(dir, &id)
+        });
+        // More, if the first of both was taken before the second came.
+        assert!(builder.progress()[0].bytes_hashed >= round * hashed);
+    }
+    assert_eq!(cell.load().as_ref().unwrap().generation(), generation, "the same documents");
+
+    // A builder that was killed in the middle leaves this.
+    drop(builder);
+    assert!(find(&settings.root).is_empty(), "nothing is built any more");
+    fs::write(dir.join(format!("{id}.rehashing")), "").unwrap();
+    let builder = state.builder(&settings);
+    wait("the end", || !requests::is_rehashing(dir, &id));
+    assert!(builder.progress()[0].bytes_hashed >= hashed);
 }

@@ -97,17 +97,10 @@ impl<'d> Watch<'d> {
     }
 }
 
-/// A process and everything below it, whichever of its threads started that.
+/// A process and everything below it.
 pub(crate) fn family(process: Process) -> Vec<Process> {
-    let mut family = vec![process];
-    let tasks = fs::read_dir(format!("/proc/{}/task", process.0)).into_iter().flatten().flatten();
-    for task in tasks {
-        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            family.extend(self::family(Process(child.parse().expect("a process id"))));
-        }
-    }
-    family
+    let below = process.children().into_iter().flat_map(family);
+    std::iter::once(process).chain(below).collect()
 }
 
 impl Drop for Watch<'_> {

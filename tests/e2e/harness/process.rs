@@ -29,8 +29,11 @@ impl Process {
         self.file("cmdline").filter(|title| !title.is_empty())
     }
 
+    /// Its children, whichever of its threads started them.
     pub(crate) fn children(self) -> Vec<Self> {
-        let text = self.file(&format!("task/{}/children", self.0)).unwrap_or_default();
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten().flatten();
+        let lists = tasks.map(|task| fs::read_to_string(task.path().join("children")));
+        let text = lists.map(Result::unwrap_or_default).collect::<String>();
         text.split_whitespace().map(|pid| Self(pid.parse().expect("a process id"))).collect()
     }
 
