@@ -87,6 +87,14 @@ impl Builder {
     }
 }
 
+impl Builder {
+    /// Whether all of its indexers run; one ends by itself only after a failure, which has been
+    /// logged. A builder that is not alive is to be dropped and started again.
+    pub fn is_alive(&self) -> bool {
+        self.indexers.iter().all(Running::is_alive)
+    }
+}
+
 impl Drop for Builder {
     fn drop(&mut self) {
         self.indexers.iter().for_each(Running::ask_to_stop);

@@ -69,6 +69,13 @@ impl Follower {
     }
 }
 
+impl Follower {
+    /// Whether its thread runs; it ends by itself only after a failure, which has been logged.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
 impl Drop for Follower {
     fn drop(&mut self) {
         if rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).is_err() {

@@ -127,6 +127,10 @@ impl Running {
         Ok(Self { events, thread: Some(thread) })
     }
 
+    pub(crate) fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     pub(crate) fn ask_to_stop(&self) {
         // Fails only if the thread is gone already.
         drop(self.events.send(Event::Stop));

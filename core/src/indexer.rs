@@ -659,7 +659,7 @@ impl Indexer {
             for version in self.versions.values() {
                 newest.insert(&version.found.product, version);
             }
-            newest.values().any(|version| version.is_hashing())
+            newest.values().any(|version| version.is_hashing() || version.is_waiting())
         };
         let any_listed = self.versions.values().any(|version| version.entry().is_some());
         let on_their_way =

@@ -63,25 +63,35 @@ impl Running {
 struct Service<T> {
     name: &'static str,
     start: Box<dyn Fn() -> io::Result<T>>,
+    is_alive: fn(&T) -> bool,
     running: Option<T>,
     retry_at: Option<Instant>,
     delay: Duration,
 }
 
 impl<T> Service<T> {
-    fn new(name: &'static str, start: impl Fn() -> io::Result<T> + 'static) -> Self {
+    fn new(
+        name: &'static str,
+        is_alive: fn(&T) -> bool,
+        start: impl Fn() -> io::Result<T> + 'static,
+    ) -> Self {
         let start = Box::new(start);
-        Self { name, start, running: None, retry_at: None, delay: FIRST_RETRY }
+        Self { name, start, is_alive, running: None, retry_at: None, delay: FIRST_RETRY }
     }
 
     fn drive(&mut self) {
+        if self.running.as_ref().is_some_and(|running| !(self.is_alive)(running)) {
+            log::error!("the {} has failed, starting it again", self.name);
+            self.running = None;
+            self.retry_at = Some(Instant::now() + self.delay);
+            self.delay = (self.delay * 2).min(LAST_RETRY);
+        }
         if self.running.is_some() || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
         match threads::undisturbed(&self.start) {
             Ok(running) => {
                 self.running = Some(running);
-                self.delay = FIRST_RETRY;
             }
             Err(err) => {
                 log::error!(
@@ -102,7 +112,9 @@ fn follower(conf: &MainConf, state_dir: PathBuf) -> Service<Follower> {
         .iter()
         .map(|index| Followed { id: index.settings.id(), cell: index.cell.clone() })
         .collect();
-    Service::new("follower", move || Follower::spawn(&state_dir, followed.clone()))
+    Service::new("follower", Follower::is_alive, move || {
+        Follower::spawn(&state_dir, followed.clone())
+    })
 }
 
 fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
@@ -112,7 +124,7 @@ fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
         threads: conf.threads.unwrap_or_else(default_threads),
         prepare_thread: Some(threads::idle),
     };
-    Service::new("builder", move || Builder::spawn(options.clone()))
+    Service::new("builder", Builder::is_alive, move || Builder::spawn(options.clone()))
 }
 
 fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> T {

@@ -11,7 +11,10 @@ fn the_example_lists_what_is_there_and_what_comes() {
     site.image(VERSION, "first");
     let tests = std::env::current_exe().unwrap();
     let example = tests.ancestors().nth(2).unwrap().join("examples/watch");
-    let mut child = Command::new(example)
+    // Should it say nothing, it ends all the same, and the lines with it.
+    let mut child = Command::new("timeout")
+        .arg("60")
+        .arg(example)
         .arg(site.path(""))
         .stdout(Stdio::piped())
         .spawn()
