@@ -8,7 +8,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::OFlags;
 
 use crate::exit::{Exit, Stop};
 
@@ -55,15 +56,24 @@ pub fn streams(streams_dir: &Path) -> Result<Lock> {
 
 /// Opens the lock file. One that root makes belongs to the directory's owner, so that the service
 /// can lock it afterwards.
+///
+/// That owner may have put anything there, for root to write to and give away: only a file with one
+/// name is taken, and only one that was made here changes hands.
 fn open(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(path)?;
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o644).custom_flags(flags);
+    let file = match options.clone().create_new(true).open(path) {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
+            let file = options.open(path)?;
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.nlink() > 1 {
+                return Err(io::Error::other("it is no plain file with one name; remove it"));
+            }
+            return Ok(file);
+        }
+        file => file?,
+    };
     if rustix::process::geteuid().is_root()
         && let Some(parent) = path.parent()
     {
@@ -71,6 +81,13 @@ fn open(path: &Path) -> io::Result<File> {
         std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
     }
     Ok(file)
+}
+
+/// Whether `path` leads to this file.
+fn leads_to(path: &Path, file: &File) -> bool {
+    let identity = |meta: io::Result<fs::Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
+    let there = identity(fs::metadata(path));
+    there.is_some() && there == identity(file.metadata())
 }
 
 fn write(file: &mut File, text: &str) -> io::Result<()> {
@@ -98,6 +115,8 @@ impl PidFile {
         }
         let mut file = open(path).with_context(what)?;
         match file.try_lock() {
+            // Its holder may have removed it between the two.
+            Ok(()) if !leads_to(path, &file) => Self::take(path),
             Ok(()) => {
                 write(&mut file, &format!("{}\n", std::process::id())).with_context(what)?;
                 Ok(Self { path: path.to_owned(), _file: file })
@@ -128,12 +147,26 @@ impl PidFile {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => {
                 let text = fs::read_to_string(path).with_context(what)?;
-                let pid = text.trim().parse().ok().filter(|pid| *pid > 0);
-                pid.map(Some).with_context(|| format!("no pid in \"{}\"", path.display()))
+                let pid: Option<i32> = text.trim().parse().ok().filter(|pid| *pid > 0);
+                let pid = pid.with_context(|| format!("no pid in \"{}\"", path.display()))?;
+                // The service's user writes this file, and root believes it: a process that has
+                // not even opened it is none of ours.
+                ensure!(
+                    !rustix::process::geteuid().is_root() || has_open(pid, &file),
+                    "\"{}\" names process {pid}, which does not hold it",
+                    path.display()
+                );
+                Ok(Some(pid))
             }
             Err(TryLockError::Error(err)) => Err(err).with_context(what),
         }
     }
+}
+
+/// Whether process `pid` has this file open, as far as this user may see.
+fn has_open(pid: i32, file: &File) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.into_iter().any(|descriptor| leads_to(&descriptor.path(), file))
 }
 
 impl Drop for PidFile {
@@ -171,5 +204,26 @@ mod tests {
         assert!(!path.exists());
         fs::write(&path, "1\n").unwrap();
         assert_eq!(PidFile::holder(&path).unwrap(), None, "process 1 holds no lock on it");
+        if rustix::process::geteuid().is_root() {
+            let held = File::open(&path).unwrap();
+            held.try_lock().unwrap();
+            let err = PidFile::holder(&path).unwrap_err();
+            assert!(err.to_string().contains("names process 1, which does not hold it"), "{err}");
+        }
+    }
+
+    #[test]
+    fn what_was_put_in_the_way_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (other, path) = (dir.path().join("other"), dir.path().join(LOCK));
+        fs::write(&other, "precious").unwrap();
+        fs::hard_link(&other, &path).unwrap();
+        assert!(streams(dir.path()).is_err(), "a second name");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert!(streams(dir.path()).is_err(), "a link");
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+        fs::remove_file(&path).unwrap();
+        streams(dir.path()).unwrap();
     }
 }

@@ -174,8 +174,10 @@ impl Table<'_> {
 
     /// A user or host: nothing that ssh or rsync could take for an option or for several words.
     fn checked(&self, key: &str, text: Option<(String, Place)>) -> Result<Option<String>, Refusal> {
+        // To rsync, a colon in the user ends the host.
+        let more = if key == "user" { "" } else { ":%[]" };
         match text {
-            Some((text, place)) if !is_plain(&text, ":%[]") => {
+            Some((text, place)) if !is_plain(&text, more) => {
                 Err(wrong(&place, &self.key(key), &format!("is no {key}: \"{text}\"")))
             }
             text => Ok(text.map(|(text, _)| text)),

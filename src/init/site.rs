@@ -59,6 +59,7 @@ impl<'a> Site<'a> {
         }
         if !available.exists() {
             self.check_port()?;
+            self.check_paths()?;
             let what = format!("write nginx site {}", available.display());
             steps.step(&what, || {
                 make_parent(&available)?;
@@ -87,6 +88,21 @@ impl<'a> Site<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Within quotes, these would end them or name a variable.
+    fn check_paths(&self) -> Result<()> {
+        for path in [self.root, &self.args.ssl_dir] {
+            let text = path.to_str();
+            if text.is_none_or(|t| t.contains(|c: char| c.is_control() || "\"\\$".contains(c))) {
+                bail!(
+                    "nginx's configuration cannot hold the path \"{}\"; choose one without quotes, \
+                     backslashes, dollar signs and control characters",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
     }
 
     fn text(&self) -> String {

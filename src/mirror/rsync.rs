@@ -1,4 +1,7 @@
 //! One run of rsync, as a child in a process group of its own, so that ssh dies with it.
+//!
+//! It dies with this process too, however that ends: `setpriv` (of util-linux) asks the kernel for
+//! that. Without that program, an rsync whose parent was killed ends when its transfer does.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
@@ -58,7 +61,18 @@ impl Rsync<'_> {
         input: &[u8],
     ) -> Result<(), Fault> {
         let Mirror { user, bandwidth, .. } = self.mirror;
-        let mut command = Command::new("rsync");
+        if !ssh::is_installed("rsync") {
+            return Err(Fault::Failed("rsync is missing; install the package rsync".to_owned()));
+        }
+        // The parent that it dies with is this thread, which waits for it.
+        let mut command = match ssh::is_installed("setpriv") {
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "TERM", "rsync"]);
+                command
+            }
+            false => Command::new("rsync"),
+        };
         // A name in the tree, or the path there, must be neither an option nor a shell's word:
         // names come on standard input, paths behind `--`, and `--secluded-args` keeps them from
         // the shell of the mirror.
@@ -74,12 +88,8 @@ impl Rsync<'_> {
         }
         command.process_group(0).current_dir("/");
         log::debug!("running {command:?}");
-        let child = command.spawn().map_err(|err| {
-            Fault::Failed(match err.kind() {
-                io::ErrorKind::NotFound => "rsync is missing; install the package rsync".to_owned(),
-                _ => format!("cannot run rsync ({err})"),
-            })
-        })?;
+        let child =
+            command.spawn().map_err(|err| Fault::Failed(format!("cannot run rsync ({err})")))?;
         self.wait(child, input)
     }
 

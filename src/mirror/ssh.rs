@@ -37,6 +37,11 @@ pub fn command(mirror: &Mirror) -> String {
         "BatchMode=yes",
         "-o",
         "StrictHostKeyChecking=yes",
+        // Whatever ~/.ssh/config says: a mirror is not to use this user's keys.
+        "-o",
+        "ForwardAgent=no",
+        "-o",
+        "ClearAllForwardings=yes",
         "-o",
         &format!("ConnectTimeout={CONNECT_TIMEOUT}"),
         "-o",

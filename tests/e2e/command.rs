@@ -151,7 +151,7 @@ fn watch_is_fresh_and_stops_cleanly() {
 fn watch_keeps_the_last_index_until_it_knows_better() {
     let dir = Dir::new();
     configure(&dir, "");
-    // Large enough for hashing to take a while, the newest, which is hashed first, but small.
+    // Large enough for hashing to take a while; the newest, which the first generation waits for, is small.
     // (A root file system may be padded.)
     for day in 1..=2 {
         let version = format!("{PRODUCT}/2026010{day}_0000");
@@ -170,10 +170,8 @@ fn watch_keeps_the_last_index_until_it_knows_better() {
             assert_eq!(listed(&dir), all, "something is missing meanwhile");
             watch.log().contains("1 products, 3 versions").then_some(())
         });
-        assert!(
-            watch.log().contains(" 1 products, 1 versions"),
-            "there was something to hold back"
-        );
+        let part = |n: &u32| watch.log().contains(&format!(" 1 products, {n} versions"));
+        assert!([1, 2].iter().any(part), "there was nothing to hold back");
     }
     let images = dir.tree().join("images");
     let away = dir.tree().join("away");

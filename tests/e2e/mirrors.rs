@@ -195,6 +195,17 @@ fn stopping_ends_a_transfer() {
     assert!(family.len() > 2, "rsync and ssh run: {family:?}");
     drop(watch);
     assert_eq!(state(&dir, "one")["pushing"], false);
+
+    // One that is killed leaves no rsync behind either.
+    let watch = Watch::start(&dir);
+    let family = until("rsync and ssh run", || {
+        let family = self::family(watch.process());
+        (family.len() > 2).then_some(family)
+    });
+    watch.kill();
+    for process in &family[1..] {
+        until("what watch started is gone", || process.title().is_none().then_some(()));
+    }
     configure(&dir, &mirror("one", &one, ""));
     let _watch = Watch::start(&dir);
     until_same(&dir, "one");

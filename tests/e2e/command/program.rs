@@ -86,6 +86,14 @@ impl<'d> Watch<'d> {
         Process(self.child.id().try_into().expect("a process id"))
     }
 
+    /// Kills it, as nothing that it could prepare for.
+    pub(crate) fn kill(mut self) {
+        signal(self.process(), Signal::KILL);
+        self.child.wait().expect("own child");
+        // There is no good end to look for.
+        std::mem::forget(self);
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("watch.log")).unwrap_or_default()
     }
