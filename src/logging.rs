@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -111,8 +111,25 @@ pub fn quieten_core() {
     CORE_IS_QUIET.store(log::max_level() < LevelFilter::Debug, Ordering::Relaxed);
 }
 
+/// A file that root makes belongs to the owner of its directory, so that the service can go on writing
+/// to it. In the directory of another user root follows no link, for it may lead anywhere.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o640);
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let owner = std::fs::metadata(parent.unwrap_or(Path::new(".")))?;
+    if !rustix::process::geteuid().is_root() || owner.uid() == 0 {
+        return options.create(true).open(path);
+    }
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    match options.clone().create_new(true).open(path) {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        file => {
+            let file = file?;
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            Ok(file)
+        }
+    }
 }
 
 /// Whether standard error leads to the journal: systemd says so by device and inode.
@@ -202,6 +219,24 @@ mod tests {
         let args = format_args!("unused");
         let record = Record::builder().level(Level::Warn).target("t").args(args).build();
         sink.line(&record, &one_line("a \"b\"\nforged"), SystemTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_root_makes_for_others_is_theirs() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(12345), Some(12346)).unwrap();
+        let (log, link) = (dir.path().join("log"), dir.path().join("link"));
+        for _ in 0..2 {
+            let meta = open(&log).unwrap().metadata().unwrap();
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (12345, 12346, 0o640));
+        }
+        std::os::unix::fs::symlink("log", &link).unwrap();
+        assert!(open(&link).is_err(), "a link in the directory of another user");
+        std::os::unix::fs::chown(dir.path(), Some(0), Some(0)).unwrap();
+        assert!(open(&link).is_ok(), "one that root made");
     }
 
     #[test]
