@@ -5,6 +5,8 @@
 //! tree but that one should look again, and where.
 
 mod anchors;
+mod events;
+mod override_files;
 mod publish;
 mod rehash;
 
@@ -19,12 +21,12 @@ use crate::hash::{self, Outcome};
 use crate::kind::Kind;
 use crate::pool::{Job, Pool, Priority};
 use crate::progress::Gauges;
-use crate::quiet::{Quiet, Writers};
-use crate::scan::{self, FoundFile, FoundVersion};
+use crate::quiet::Writers;
+use crate::scan::{self, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
-use crate::watch::{RawEvent, Touch, Watcher, What};
-use crate::{Problem, Settings, cache, fields, overrides};
+use crate::watch::{RawEvent, Watcher};
+use crate::{Problem, Settings, cache, fields};
 
 use anchors::Anchors;
 use publish::Publisher;
@@ -208,76 +210,6 @@ impl Indexer {
         }
     }
 
-    fn seen(&mut self, event: &RawEvent) {
-        let Some(watcher) = &mut self.watcher else {
-            return;
-        };
-        for touch in watcher.translate(event) {
-            match touch {
-                Touch::Entry { directory, name, what } => self.touched(&directory, &name, what),
-                Touch::Gone { directory } => {
-                    self.anchors.doubt();
-                    if directory.is_empty() {
-                        self.next_rescan = Some(Instant::now());
-                    } else {
-                        self.dirty.insert(directory);
-                    }
-                }
-                Touch::Overflow => {
-                    log::warn!(
-                        "events of \"{}\" were lost (fs.inotify.max_queued_events), looking at \
-                         everything",
-                        self.settings.root.display()
-                    );
-                    self.writers = Writers::default();
-                    self.next_rescan = Some(Instant::now());
-                }
-            }
-        }
-    }
-
-    fn touched(&mut self, directory: &str, name: &[u8], what: What) {
-        if name.starts_with(b".") && name != REQUIREMENTS.as_bytes() {
-            return;
-        }
-        let Ok(name) = str::from_utf8(name) else {
-            if !directory.is_empty() {
-                self.dirty.insert(directory.to_owned());
-            }
-            return;
-        };
-        let path = join(directory, name);
-        let matters = Kind::of(name) != Kind::Other;
-        // A symbolic link is made at once, and nobody will ever close it.
-        let is_link = || {
-            let meta = std::fs::symlink_metadata(self.tree.absolute(&path));
-            meta.is_ok_and(|meta| meta.is_symlink())
-        };
-        let what = match what {
-            What::Written if matters && is_link() => What::MovedIn,
-            what => what,
-        };
-        if matters || matches!(what, What::MovedIn | What::Left) {
-            self.writers.saw(&path, what, Instant::now(), SystemTime::now());
-        }
-        if self.versions.contains_key(directory) {
-            if !matters {
-                return;
-            }
-            if what == What::Written
-                && let Some(Some(stamp)) = self.update(directory, |version| version.written(name))
-            {
-                self.pool.cache().forget(&stamp);
-            }
-            self.dirty.insert(directory.to_owned());
-        } else if !directory.is_empty()
-            || name == REQUIREMENTS
-            || self.settings.streams.iter().any(|stream| stream == name)
-        {
-            self.dirty.insert(path);
-        }
-    }
-
     /// Looks where something happened or a time has come.
     fn look_where_needed(&mut self) {
         let now = Instant::now();
@@ -428,58 +360,6 @@ impl Indexer {
             self.look_at_version(version, retry);
         }
         self.publisher.touch();
-    }
-
-    fn look_at_override(&mut self, path: &str) {
-        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        match self.tree.entry(path) {
-            Ok(tree::Entry::File { meta }) => {
-                self.take_override(path, &FoundFile::new(name.to_owned(), &meta));
-            }
-            _ if self.forget_override(path) => self.publisher.touch(),
-            // Something that is no file has the name of one.
-            Ok(_) if !parent.is_empty() => self.walk(parent, false),
-            _ => {}
-        }
-    }
-
-    fn forget_override(&mut self, path: &str) -> bool {
-        let known = self.overrides.remove(path);
-        if known {
-            self.pool.cache().forget_text(&self.tree.absolute(path).to_string_lossy());
-        }
-        known
-    }
-
-    /// Reads a file of overrides, once it is quiet.
-    fn take_override(&mut self, path: &str, file: &FoundFile) {
-        let Some(format) = fields::format(&file.name) else {
-            return;
-        };
-        if self.overrides.is_current(path, &file.stamp) {
-            return;
-        }
-        let now = (Instant::now(), SystemTime::now());
-        if let Quiet::At(when) = self.writers.quiet(path, file, now.0, now, self.settings.settle) {
-            self.deadlines.insert((when, path.to_owned()));
-            return;
-        }
-        match hash::small_file(&self.tree, path, &file.stamp, overrides::MAX_BYTES) {
-            Ok(Some(content)) => {
-                let cache = self.pool.cache();
-                let absolute = self.tree.absolute(path).to_string_lossy().into_owned();
-                let text = content.as_deref().map_err(Clone::clone);
-                let remembered = || cache.text(&absolute);
-                if self.overrides.insert(path, format, file.stamp, text, remembered)
-                    && let Ok(content) = content
-                {
-                    cache.put_text(absolute, content);
-                }
-                self.publisher.touch();
-            }
-            // Changed meanwhile: look again, whether or not an event says so.
-            _ => drop(self.deadlines.insert((now.0 + RETRY, path.to_owned()))),
-        }
     }
 
     fn look_at_version(&mut self, found: FoundVersion, retry: bool) {
