@@ -6,6 +6,7 @@
 
 mod anchors;
 mod events;
+mod hashing_log;
 mod override_files;
 mod publish;
 mod rehash;
@@ -29,6 +30,7 @@ use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields};
 
 use anchors::Anchors;
+use hashing_log::{Amount, HashingLog};
 use publish::Publisher;
 pub(crate) use publish::{Signal, Sink, StateFiles};
 use rehash::Rehash;
@@ -92,6 +94,7 @@ pub(crate) struct Indexer {
     unwatched: bool,
     publisher: Publisher,
     rehash: Rehash,
+    hashing_log: HashingLog,
     gauges: Arc<Gauges>,
     looks: u64,
 }
@@ -129,6 +132,7 @@ impl Indexer {
             unwatched: false,
             publisher,
             rehash,
+            hashing_log: HashingLog::default(),
             gauges,
             looks: 0,
             settings,
@@ -151,6 +155,7 @@ impl Indexer {
             self.publisher.retry(now);
             self.end_rehash();
             self.report();
+            self.log_hashing(now);
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);
                 self.next_flush = now + FLUSH;
@@ -197,7 +202,8 @@ impl Indexer {
     fn wait(&self, now: Instant) -> Duration {
         let deadline = self.deadlines.first().map(|(when, _)| *when);
         let publish = self.publisher.next(self.hashing, now);
-        let times = [deadline, publish, self.next_rescan, Some(self.anchors.next())];
+        let line = self.hashing_log.next();
+        let times = [deadline, publish, line, self.next_rescan, Some(self.anchors.next())];
         let next = times.into_iter().flatten().min().unwrap_or(now);
         next.saturating_duration_since(now)
     }
@@ -493,6 +499,7 @@ impl Indexer {
             return;
         };
         self.publisher.touch();
+        self.hashing_log.done(Amount::of(&plan));
         match outcome {
             Outcome::Hashed(hashes) => self.list(path, plan, &hashes),
             Outcome::Broken(problem) => {

@@ -8,6 +8,7 @@ mod deltas;
 mod directives;
 mod faults;
 mod harness;
+mod housekeeping;
 mod kinds;
 mod live;
 mod mirrors;
