@@ -1,7 +1,8 @@
 //! Keeps the snapshots of several indexes fresh in one state directory, for readers in other
 //! processes.
 
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ pub struct BuilderOptions {
 #[derive(Debug)]
 pub struct Builder {
     indexers: Vec<Running>,
+    sweeper: Running,
     gauges: Vec<Arc<Gauges>>,
     pool: Arc<Pool>,
 }
@@ -59,17 +61,21 @@ impl Builder {
     /// error here: it is logged, and tried again.
     pub fn spawn(options: BuilderOptions) -> io::Result<Self> {
         let pool = Arc::new(Pool::spawn(options.threads, options.prepare_thread)?);
-        let mut builder = Self { indexers: Vec::new(), gauges: Vec::new(), pool };
+        let own: BTreeSet<String> = options.indexes.iter().map(Settings::id).collect();
+        pool.cache().shared_by(own.clone(), Instant::now());
+        let sweeper = spawn_sweeper(options.state_dir.clone(), own)?;
+        let mut builder = Self { indexers: Vec::new(), sweeper, gauges: Vec::new(), pool };
         for settings in options.indexes {
             let (sender, events) = channel();
             let (own, pool) = (sender.clone(), Arc::clone(&builder.pool));
             let state_dir = options.state_dir.clone();
             let gauges = Arc::<Gauges>::default();
             builder.gauges.push(Arc::clone(&gauges));
-            builder.indexers.push(Running::spawn(sender, move || {
+            builder.indexers.push(Running::spawn(sender, "ss-index", move || {
                 let Some(_lock) = lock(&state_dir, &settings, &events) else {
                     return;
                 };
+                state::sweep::remove_unfinished(&state_dir, &settings.id());
                 pool.cache().persist(&state_dir.join(HASHES));
                 let state = Some(StateFiles::new(&state_dir, &settings.id()));
                 let sink = Sink { state, cell: None };
@@ -88,18 +94,32 @@ impl Builder {
 }
 
 impl Builder {
-    /// Whether all of its indexers run; one ends by itself only after a failure, which has been
+    /// Whether all of its threads run; one ends by itself only after a failure, which has been
     /// logged. A builder that is not alive is to be dropped and started again.
     pub fn is_alive(&self) -> bool {
-        self.indexers.iter().all(Running::is_alive)
+        self.sweeper.is_alive() && self.indexers.iter().all(Running::is_alive)
     }
 }
 
 impl Drop for Builder {
     fn drop(&mut self) {
-        self.indexers.iter().for_each(Running::ask_to_stop);
+        self.indexers.iter().chain([&self.sweeper]).for_each(Running::ask_to_stop);
         self.pool.stop();
     }
+}
+
+/// Starts the thread that keeps the state directory tidy; `own` are the ids of the indexes in use.
+fn spawn_sweeper(state_dir: PathBuf, own: BTreeSet<String>) -> io::Result<Running> {
+    let (sender, events) = channel();
+    Running::spawn(sender, "ss-sweep", move || {
+        loop {
+            state::sweep::sweep(&state_dir, &own);
+            match events.recv_timeout(state::sweep::EVERY) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    })
 }
 
 /// Waits until no other process builds this index; `None` if told to stop first.
@@ -108,7 +128,7 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
     let start = Instant::now();
     let mut told = false;
     loop {
-        match try_lock(&path) {
+        match state::try_lock(&path) {
             Ok(Some(lock)) => return Some(lock),
             Ok(None) if !told && start.elapsed() >= LOCK_PATIENCE => {
                 log::info!(
@@ -127,27 +147,5 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
             Err(RecvTimeoutError::Timeout) => {}
             Ok(_) | Err(RecvTimeoutError::Disconnected) => return None,
         }
-    }
-}
-
-/// Takes the lock; `None` while another process has it. The kernel releases it when its holder
-/// ends, however that ends.
-fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    // The mode is given, for nginx's processes have no umask.
-    let open =
-        || fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    let file = match open() {
-        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
-            // Of another user, who had the directory before: it is ours now.
-            fs::remove_file(path)?;
-            open()?
-        }
-        other => other?,
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(err)) => Err(err),
     }
 }

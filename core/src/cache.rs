@@ -10,18 +10,20 @@
 //! another change may follow with the same times. It is kept in memory, where the watcher's next
 //! event voids it, and goes to disk when it has stood for a while.
 
+mod census;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Digest;
 use crate::tree::Stamp;
 
+use census::{Census, Present};
 use store::Store;
 
 /// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
@@ -62,6 +64,7 @@ struct Inner {
     pairs: HashMap<(Digest, Digest), Digest>,
     texts: HashMap<String, Vec<u8>>,
     store: Option<Store>,
+    census: Option<Census>,
 }
 
 impl HashCache {
@@ -147,7 +150,7 @@ impl HashCache {
     /// Writes what has stood for `stand`; without a file to write to, does nothing.
     pub fn flush(&self, stand: Duration) {
         let mut inner = self.inner();
-        let Inner { files, pairs, texts, store: Some(store) } = &mut *inner else {
+        let Inner { files, pairs, texts, store: Some(store), .. } = &mut *inner else {
             return;
         };
         let stands = |since: &Instant| since.elapsed() >= stand || files.len() > BATCH;
@@ -169,6 +172,39 @@ impl HashCache {
             log::warn!("keeping hashes in memory only");
             inner.store = None;
         }
+    }
+
+    /// From now on, hashes of files that none of the indexes with these ids has are dropped after a
+    /// time, counted from `now`.
+    pub fn shared_by(&self, indexes: BTreeSet<String>, now: Instant) {
+        self.inner().census = Some(Census::new(indexes, now));
+    }
+
+    /// Whether the index is to [tell](Self::present) which files it has.
+    pub fn asks(&self, index: &str, now: Instant) -> bool {
+        let inner = self.inner();
+        inner.store.is_some()
+            && inner.census.as_ref().is_some_and(|census| census.wants(index, now))
+    }
+
+    /// Which files, and which files of overrides by their absolute paths, the index has.
+    pub fn present<'a>(
+        &self,
+        index: &str,
+        files: impl Iterator<Item = &'a Stamp>,
+        texts: impl Iterator<Item = String>,
+        now: (Instant, SystemTime),
+    ) {
+        let present = Present { files: files.map(Key::of).collect(), texts: texts.collect() };
+        let mut inner = self.inner();
+        let Inner { files, store: Some(store), census: Some(census), .. } = &mut *inner else {
+            return;
+        };
+        let Some(present) = census.count(index, present, now.0) else {
+            return;
+        };
+        let young = files.values().map(|(record, _)| record.digest).collect();
+        store.prune(&present, young, now.1);
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -266,6 +302,57 @@ mod tests {
         let cache = HashCache::default();
         cache.persist(&path);
         assert_eq!(cache.text("/a").as_deref(), Some(&b"text"[..]));
+    }
+
+    /// A file that is gone, and its pairs, go after a time; one that is there, or comes back, stays.
+    #[test]
+    fn what_is_gone_for_long_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        let digest = |number: u64| Digest::of(&number.to_le_bytes());
+        filled(&path);
+        let cache = HashCache::default();
+        cache.persist(&path);
+        cache.put_pair(digest(1), digest(2), Digest::of(b"12"));
+        cache.put_pair(digest(1), digest(400), Digest::of(b"1400"));
+        cache.put_text("/a".into(), b"a".to_vec());
+        cache.put_text("/b".into(), b"b".to_vec());
+        cache.flush(Duration::ZERO);
+        // Hashed a moment ago, and not on disk yet.
+        cache.put_file("x", &Stamp { inode: 1000, ..STAMP }, Digest::of(b"x"));
+        cache.put_pair(Digest::of(b"x"), digest(3), Digest::of(b"x3"));
+        cache.put_text("/a".into(), b"a".to_vec());
+        cache.flush(STAND);
+        let start = (Instant::now(), SystemTime::now());
+        cache.shared_by(BTreeSet::from(["one".to_owned(), "two".to_owned()]), start.0);
+        let mut passed = Duration::ZERO;
+        let mut count = |of_one: std::ops::Range<u64>, texts: &[&str], later: Duration| {
+            passed += later;
+            let now = (start.0 + passed, start.1 + passed);
+            for (index, inodes) in [("one", of_one), ("two", 0..10)] {
+                assert!(cache.asks(index, now.0), "{index}");
+                let stamps: Vec<_> = inodes.map(|inode| Stamp { inode, ..STAMP }).collect();
+                let texts = texts.iter().map(|text| (*text).to_owned());
+                cache.present(index, stamps.iter(), texts, now);
+            }
+            let known = |number: &u64| {
+                cache.file("a", &Stamp { inode: *number, ..STAMP }) == Some(digest(*number))
+            };
+            (0..500_u64).filter(known).count()
+        };
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(count(0..500, &["/a", "/b"], day), 500);
+        assert_eq!(count(0..300, &["/a"], day), 500, "gone, but not for long");
+        assert_eq!(count(0..350, &["/a"], census::KEEP - day), 500, "fifty are back");
+        assert_eq!(count(0..300, &["/a"], day), 350, "and gone anew");
+        assert_eq!(cache.pair(digest(1), digest(2)), Some(Digest::of(b"12")));
+        assert_eq!(cache.pair(digest(1), digest(400)), None);
+        assert_eq!(cache.pair(Digest::of(b"x"), digest(3)), Some(Digest::of(b"x3")));
+        assert_eq!(cache.text("/a").as_deref(), Some(&b"a"[..]));
+        assert_eq!(cache.text("/b"), None);
+        assert_eq!(count(0..300, &["/a"], census::KEEP), 300);
+        drop(cache);
+        assert_eq!(found(&path), 300, "on disk too");
     }
 
     #[test]

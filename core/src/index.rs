@@ -62,7 +62,7 @@ impl Index {
         let gauges = Arc::<Gauges>::default();
         let shown = Arc::clone(&gauges);
         let root = settings.root.clone();
-        let indexer = Running::spawn(sender, move || {
+        let indexer = Running::spawn(sender, "ss-index", move || {
             Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;
         Ok(Self { root, cell, gauges, pool, indexer })
@@ -111,7 +111,7 @@ pub fn default_threads() -> NonZeroUsize {
     NonZeroUsize::new(processors / 2).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// The thread of an indexer. Dropping it stops and joins the thread.
+/// A thread that ends when it is told to by an event. Dropping it stops and joins the thread.
 #[derive(Debug)]
 pub(crate) struct Running {
     events: Sender<Event>,
@@ -121,9 +121,10 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn spawn(
         events: Sender<Event>,
+        name: &str,
         run: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        let thread = thread::Builder::new().name("ss-index".into()).spawn(run)?;
+        let thread = thread::Builder::new().name(name.into()).spawn(run)?;
         Ok(Self { events, thread: Some(thread) })
     }
 

@@ -158,6 +158,7 @@ impl Indexer {
             self.log_hashing(now);
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);
+                self.tell_cache(now);
                 self.next_flush = now + FLUSH;
             }
             match events.recv_timeout(self.wait(now)) {
@@ -318,6 +319,17 @@ impl Indexer {
         set(&self.gauges.waiting, names.len() as u64);
         *self.gauges.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         set(&self.gauges.looks, self.looks);
+    }
+
+    /// Tells the hash cache, should it ask, which files there are.
+    fn tell_cache(&self, now: Instant) {
+        let (cache, id) = (self.pool.cache(), self.settings.id());
+        if cache.asks(&id, now) {
+            let stamps = self.versions.values().flat_map(Version::stamps);
+            let texts = self.overrides.below("").into_iter();
+            let texts = texts.map(|path| self.tree.absolute(&path).to_string_lossy().into_owned());
+            cache.present(&id, stamps, texts, (now, SystemTime::now()));
+        }
     }
 
     /// Walks the tree from `path` and settles what is there and what is gone.

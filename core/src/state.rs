@@ -6,6 +6,8 @@
 //! to the one before. Two names, so that a request that comes meanwhile is a new one. A builder that
 //! is killed in between leaves the second file, and the next one carries the request out.
 
+pub(crate) mod sweep;
+
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
@@ -49,6 +51,37 @@ impl Request {
 /// Path of the file that the builder of the index `id` locks.
 pub(crate) fn lock_path(state_dir: &Path, id: &str) -> PathBuf {
     state_dir.join(format!("{id}.lock"))
+}
+
+/// Takes the lock; `None` while another process has it. The kernel releases it when its holder
+/// ends, however that ends.
+pub(crate) fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    // The mode is given, for nginx's processes have no umask.
+    let open = || File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = match open() {
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+            // Of another user, who had the directory before: it is ours now.
+            fs::remove_file(path)?;
+            open()?
+        }
+        other => other?,
+    };
+    match file.try_lock() {
+        // Who comes next locks what has the name.
+        Ok(()) => Ok(is_named(&file, path)?.then_some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(err)) => Err(err),
+    }
+}
+
+/// Whether the file still has the name that it was opened by.
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok(identity(named) == identity(file.metadata()?)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(err) => Err(err),
+    }
 }
 
 /// The [ids](crate::Settings::id) of the indexes of `root` that some process builds in `state_dir` at

@@ -104,7 +104,7 @@ fn two_servers_share_a_state_directory() {
 }
 
 /// Temporary directories of the server's own, and the state of `dir`.
-fn http_globals(dir: &Dir) -> String {
+pub(crate) fn http_globals(dir: &Dir) -> String {
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|of| format!("{of}_temp_path @DIR@/temp-{of};\n    "))
         .concat();

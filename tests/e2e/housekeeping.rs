@@ -1,7 +1,10 @@
-//! What the builder does beside building: it tells how far it is.
+//! What the builder does beside building: it tells how far it is, and tidies up.
 
 use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
+use crate::faults::http_globals;
 use crate::harness::{Ask, Dir, Nginx, until};
 
 const CONF: &str = "
@@ -81,5 +84,70 @@ fn a_cold_tree_is_listed_from_its_newest_on_and_the_log_says_how_far_it_is() {
     dir.add_image(&version(4, 1), "small");
     until("it is listed", || (listed().len() == 4).then_some(()));
     assert_eq!(lines(&nginx, " versions are hashed, ").len(), said);
+    nginx.finish();
+}
+
+/// The files that an index has in the state directory, but for the hash cache, which is everyone's.
+fn state_files(dir: &Dir) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir.state()).expect("state directory").flatten();
+    let mut files: Vec<PathBuf> = files.map(|entry| entry.path()).collect();
+    files.retain(|path| path.file_name().is_some_and(|name| name != "hashes.redb"));
+    files.sort();
+    files
+}
+
+fn set_age(file: &PathBuf, age: Duration) {
+    // Root may write what was made read-only, and others may give their own files a time.
+    let set = fs::File::open(file).and_then(|file| file.set_modified(SystemTime::now() - age));
+    set.expect("another time");
+}
+
+#[test]
+fn what_an_index_left_goes_a_day_after_its_last_use() {
+    let dir = Dir::new();
+    dir.add_image("images/os/1/amd64/default/20260101_0000", "one");
+    dir.add_image("another/images/os/1/amd64/default/20260101_0000", "two");
+    let [one, another] = ["@TREE@", "@TREE@/another"].map(|tree| CONF.replace("@TREE@", tree));
+    let image = ["os:1:amd64:default 20260101_0000"];
+    let nginx = dir.start(&one);
+    nginx.every_worker_lists(&image);
+    nginx.finish();
+    let left = state_files(&dir);
+    assert!(left.len() >= 3, "{left:?}");
+    let note = dir.state().join("note");
+    fs::write(&note, "of the administrator").expect("a note");
+    let (old, young) = (Duration::from_secs(25 * 3600), Duration::from_secs(23 * 3600));
+    left.iter().chain([&note]).for_each(|file| set_age(file, old));
+    set_age(&left[0], young);
+
+    // Used yesterday.
+    let nginx = dir.start(&another);
+    nginx.every_worker_lists(&image);
+    nginx.finish();
+    let now = state_files(&dir);
+    assert!(left.iter().all(|file| now.contains(file)), "{now:?}");
+
+    left.iter().for_each(|file| set_age(file, old));
+    let nginx = dir.start(&another);
+    until("it is gone", || {
+        let now = state_files(&dir);
+        left.iter().all(|file| !now.contains(file)).then_some(())
+    });
+    nginx.every_worker_lists(&image);
+    assert!(note.exists());
+    until("the log says so", || lines(&nginx, "no configuration has it any more").pop());
+
+    // Whose builder runs, whatever the time on its files: another server with another index.
+    let own: Vec<_> = state_files(&dir).into_iter().filter(|file| *file != note).collect();
+    own.iter().for_each(|file| set_age(file, old));
+    let beside = Dir::new();
+    let server = beside.start(
+        &one.replace("@HTTP_GLOBALS@", &http_globals(&dir))
+            .replace("@TREE@", &dir.tree().display().to_string()),
+    );
+    server.every_worker_lists(&image);
+    let now = state_files(&dir);
+    assert!(own.iter().all(|file| now.contains(file)), "{now:?}");
+    server.finish();
     nginx.finish();
 }

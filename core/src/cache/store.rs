@@ -11,6 +11,7 @@
 //! | `files1` | device 8, inode 8, size 8, modified 16, born 16 | digest 32, changed 16, path 8, check 8 |
 //! | `pairs1` | metadata digest 32, root digest 32 | digest 32, check 8 |
 //! | `texts1` | absolute path of a file of overrides | its content when last understood, check 8 |
+//! | `gone1` | `f` or `t`, key of `files1` or `texts1` | since when it is known to be gone, in seconds since the epoch, 8, check 8 |
 //!
 //! The digit in a table's name is the version of its layout; tables of others are ignored.
 //!
@@ -24,11 +25,12 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::census::{KEEP, Present};
 use super::{Key, Record};
 use crate::Digest;
 
@@ -36,6 +38,7 @@ type Bytes = &'static [u8];
 const FILES: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("files1");
 const PAIRS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("pairs1");
 const TEXTS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("texts1");
+const GONE: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("gone1");
 
 /// Memory that redb may use for pages, in bytes.
 const CACHE: usize = 8 << 20;
@@ -167,6 +170,26 @@ impl Store {
         written.is_ok()
     }
 
+    /// Drops what belongs to files that are not `present` and were not for long, and pairs of what
+    /// is neither known then nor among the `young` that are yet to be written.
+    pub(super) fn prune(&mut self, present: &Present, young: HashSet<Digest>, now: SystemTime) {
+        if self.broken {
+            return;
+        }
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        match guarded(|| self.tables.prune(present, young, now)) {
+            Ok(0) => {}
+            Ok(dropped) => log::info!(
+                "dropped {dropped} entries from hash cache \"{}\": their files are gone",
+                self.path.display()
+            ),
+            Err(err) => log::error!(
+                "cannot drop old entries from hash cache \"{}\" ({err})",
+                self.path.display()
+            ),
+        }
+    }
+
     /// The value without its check, if it is there and whole.
     fn get(
         &mut self,
@@ -247,11 +270,90 @@ impl Tables {
             }
         }
         write.commit()?;
+        self.reopen()
+    }
+
+    /// Makes what was written visible.
+    fn reopen(&mut self) -> Result<(), Failure> {
         let read = self.database.begin_read()?;
         (self.files, self.pairs) = (read.open_table(FILES)?, read.open_table(PAIRS)?);
         self.texts = read.open_table(TEXTS)?;
         Ok(())
     }
+
+    /// See [`Store::prune`]; `now` in seconds since the epoch. Says how many entries were dropped.
+    fn prune(
+        &mut self,
+        present: &Present,
+        mut digests: HashSet<Digest>,
+        now: u64,
+    ) -> Result<usize, Failure> {
+        let mut dropped = 0;
+        let files: HashSet<Vec<u8>> = present.files.iter().map(file_key).collect();
+        let is_file = |key: &[u8]| files.contains(key);
+        let is_text =
+            |key: &[u8]| str::from_utf8(key).is_ok_and(|path| present.texts.contains(path));
+        let kinds: [(u8, _, IsPresent<'_>); 2] = [(b'f', FILES, &is_file), (b't', TEXTS, &is_text)];
+        let write = self.database.begin_write()?;
+        {
+            // What is gone and kept; rewritten each time, so that it holds nothing else.
+            let mut kept = Vec::new();
+            let mut gone = write.open_table(GONE)?;
+            for (mark, table, is_present) in kinds {
+                let mut table = write.open_table(table)?;
+                let mut due = Vec::new();
+                for entry in table.iter()? {
+                    let (key, value) = entry?;
+                    let (key, value) = (key.value(), value.value());
+                    let marked = [&[mark], key].concat();
+                    if !is_present(key) {
+                        let since = gone.get(&marked[..])?;
+                        let since = since.and_then(|value| seconds(&marked, value.value()));
+                        // A clock that went back begins anew.
+                        let since = since.filter(|since| *since <= now).unwrap_or(now);
+                        if now - since >= KEEP.as_secs() {
+                            due.push(key.to_vec());
+                            continue;
+                        }
+                        kept.push((marked, since));
+                    }
+                    if let (b'f', Some(digest)) = (mark, value.first_chunk::<32>()) {
+                        digests.insert(Digest::from_bytes(*digest));
+                    }
+                }
+                dropped += due.len();
+                for key in due {
+                    table.remove(&key[..])?;
+                }
+            }
+            gone.retain(|_, _| false)?;
+            for (key, since) in kept {
+                gone.insert(&key[..], &checked(&key, since.to_le_bytes().to_vec())[..])?;
+            }
+            let mut pairs = write.open_table(PAIRS)?;
+            pairs.retain(|key, _| {
+                let (metadata, root) = key.split_at(key.len() / 2);
+                let keep = [metadata, root].iter().all(|digest| {
+                    let digest = digest.first_chunk().copied().map(Digest::from_bytes);
+                    digest.is_some_and(|digest| digests.contains(&digest))
+                });
+                dropped += usize::from(!keep);
+                keep
+            })?;
+        }
+        write.commit()?;
+        self.reopen()?;
+        Ok(dropped)
+    }
+}
+
+/// Whether the file of a key is there.
+type IsPresent<'a> = &'a dyn Fn(&[u8]) -> bool;
+
+/// The time in a value of `gone1`, if it is whole.
+fn seconds(key: &[u8], value: &[u8]) -> Option<u64> {
+    let (seconds, check) = value.split_first_chunk::<8>()?;
+    (check == check_of(key, seconds).to_le_bytes()).then(|| u64::from_le_bytes(*seconds))
 }
 
 /// Makes sure that the file is there and this user's alone: nginx's processes have no umask, and whoever can
