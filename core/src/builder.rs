@@ -149,3 +149,74 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::{ReadOnlyDatabase, ReadableDatabase as _, ReadableTableMetadata as _};
+    use std::fs;
+
+    /// Far more than anything here takes.
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    #[track_caller]
+    fn wait(what: &str, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !done() {
+            assert!(Instant::now() < deadline, "{what} did not happen");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    /// Entries of a table of the hash cache; none while a builder has it.
+    fn entries(state_dir: &Path, table: &str) -> Option<u64> {
+        let database = ReadOnlyDatabase::open(state_dir.join(HASHES)).ok()?;
+        let table = redb::TableDefinition::<&[u8], &[u8]>::new(table);
+        database.begin_read().ok()?.open_table(table).ok()?.len().ok()
+    }
+
+    /// The cache is told of the files of every index, and so finds out which are gone.
+    #[test]
+    fn indexes_tell_which_files_there_are() {
+        let (root, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let state_dir = state_dir.path();
+        let version = |day: u32| root.path().join(format!("images/a/1/amd64/b/2024010{day}"));
+        for day in 1..=3 {
+            fs::create_dir_all(version(day)).unwrap();
+            fs::write(version(day).join("lxd.tar.xz"), "metadata").unwrap();
+            fs::write(version(day).join("rootfs.squashfs"), day.to_string()).unwrap();
+            fs::write(version(day).join("metadata.json"), "{}").unwrap();
+        }
+        let settings = Settings { settle: Duration::ZERO, ..Settings::new(root.path()) };
+        let other = Settings { streams: vec!["other".to_owned()], ..settings.clone() };
+        let ids = BTreeSet::from([settings.id(), other.id()]);
+        let spawn = || {
+            let builder = Builder::spawn(BuilderOptions {
+                state_dir: state_dir.to_owned(),
+                indexes: vec![settings.clone(), other.clone()],
+                threads: NonZeroUsize::MIN,
+                prepare_thread: None,
+            });
+            let builder = builder.unwrap();
+            wait("a look", || builder.progress().iter().all(Progress::is_idle));
+            builder
+        };
+        let builder = spawn();
+        builder.pool.cache().flush(Duration::ZERO);
+        drop(builder);
+        assert_eq!(
+            (entries(state_dir, "files1"), entries(state_dir, "texts1")),
+            (Some(6), Some(3))
+        );
+
+        fs::remove_dir_all(version(1)).unwrap();
+        let builder = spawn();
+        let cache = builder.pool.cache();
+        // As if it had run for long.
+        let earlier = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
+        cache.shared_by(ids.clone(), earlier);
+        wait("both tell", || ids.iter().all(|id| !cache.asks(id, Instant::now())));
+        drop(builder);
+        assert_eq!(entries(state_dir, "gone1"), Some(3), "two files, and one of overrides");
+    }
+}
