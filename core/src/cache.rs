@@ -169,8 +169,7 @@ impl HashCache {
             pairs.clear();
             texts.clear();
         } else {
-            log::warn!("keeping hashes in memory only");
-            inner.store = None;
+            inner.give_up_store();
         }
     }
 
@@ -204,12 +203,22 @@ impl HashCache {
             return;
         };
         let young = files.values().map(|(record, _)| record.digest).collect();
-        store.prune(&present, young, now.1);
+        if !store.prune(&present, young, now.1) {
+            inner.give_up_store();
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Each change is one insertion: a thread that panicked left nothing half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// After a failure, which has been logged: what is on disk may be anything now.
+    fn give_up_store(&mut self) {
+        log::warn!("keeping hashes in memory only");
+        self.store = None;
     }
 }
 
@@ -369,6 +378,16 @@ mod tests {
         assert_eq!(cache.file("a", &STAMP), None);
     }
 
+    /// Has all files counted as present.
+    fn count_all(path: &Path) {
+        let cache = HashCache::default();
+        cache.persist(path);
+        let now = (Instant::now() + Duration::from_secs(3600), SystemTime::now());
+        cache.shared_by(BTreeSet::new(), Instant::now());
+        let stamps: Vec<_> = (0..500).map(|inode| Stamp { inode, ..STAMP }).collect();
+        cache.present("", stamps.iter(), std::iter::empty(), now);
+    }
+
     /// Damage anywhere may cost hashes, but gives neither a wrong one nor a panic.
     #[test]
     fn damage_never_gives_a_wrong_hash() {
@@ -382,6 +401,9 @@ mod tests {
             let at = (step * 7919 * 13) % bad.len();
             bad[at] ^= 1 << (step % 8);
             fs::write(&path, &bad).unwrap();
+            if step % 5 == 0 {
+                count_all(&path);
+            }
             lost += 500 - found(&path);
         }
         for cut in [0, 1, 100, 4096, good.len() / 2, good.len() - 1] {

@@ -171,13 +171,20 @@ impl Store {
     }
 
     /// Drops what belongs to files that are not `present` and were not for long, and pairs of what
-    /// is neither known then nor among the `young` that are yet to be written.
-    pub(super) fn prune(&mut self, present: &Present, young: HashSet<Digest>, now: SystemTime) {
+    /// is neither known then nor among the `young` that are yet to be written. False after a failure,
+    /// which has been logged.
+    pub(super) fn prune(
+        &mut self,
+        present: &Present,
+        young: HashSet<Digest>,
+        now: SystemTime,
+    ) -> bool {
         if self.broken {
-            return;
+            return true;
         }
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        match guarded(|| self.tables.prune(present, young, now)) {
+        let dropped = guarded(|| self.tables.prune(present, young, now));
+        match &dropped {
             Ok(0) => {}
             Ok(dropped) => log::info!(
                 "dropped {dropped} entries from hash cache \"{}\": their files are gone",
@@ -188,6 +195,7 @@ impl Store {
                 self.path.display()
             ),
         }
+        dropped.is_ok()
     }
 
     /// The value without its check, if it is there and whole.
