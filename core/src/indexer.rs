@@ -11,7 +11,7 @@ mod override_files;
 mod publish;
 mod rehash;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
@@ -374,7 +374,7 @@ impl Indexer {
         for (path, file) in walk.overrides {
             self.take_override(&path, &file);
         }
-        for version in walk.versions {
+        for version in newest_first(walk.versions) {
             self.look_at_version(version, retry);
         }
         self.publisher.touch();
@@ -473,6 +473,7 @@ impl Indexer {
         };
         let priority =
             Priority { older: !self.is_newest(path), version: std::cmp::Reverse(name.to_owned()) };
+        self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
         self.tickets += 1;
         let ticket = self.tickets;
         self.update(path, |version| version.hashing(ticket, plan.clone()));
@@ -570,4 +571,14 @@ impl Indexer {
         let root_missing = self.anchors.root_missing();
         self.publisher.publish(entries, &self.overrides, problems, root_missing);
     }
+}
+
+/// The newest version of every product before any older one: whether a version is the newest is judged
+/// by those that were looked at before, and hashing begins with the first.
+fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVersion> {
+    versions.sort_by(|a, b| b.name.cmp(&a.name));
+    let mut products = HashSet::new();
+    let (newest, older): (Vec<_>, Vec<_>) =
+        versions.into_iter().partition(|version| products.insert(version.product.clone()));
+    newest.into_iter().chain(older)
 }

@@ -72,6 +72,17 @@ pub(super) enum Line {
 }
 
 impl HashingLog {
+    /// A version is handed in. `read`: as for [`line`](Self::line).
+    pub(super) fn begin(&mut self, read: u64, now: Instant) {
+        self.run.get_or_insert_with(|| Run {
+            since: now,
+            next: now + EVERY,
+            told: false,
+            before: read,
+            done: Amount::default(),
+        });
+    }
+
     /// A version was hashed, or found to be broken or changed.
     pub(super) fn done(&mut self, amount: Amount) {
         if let Some(run) = &mut self.run {
@@ -98,13 +109,7 @@ impl HashingLog {
             let done = Amount { bytes: read.saturating_sub(run.before), ..run.done };
             return Some(Line::Over { done, took: now - run.since });
         }
-        let run = self.run.get_or_insert_with(|| Run {
-            since: now,
-            next: now + EVERY,
-            told: false,
-            before: read,
-            done: Amount::default(),
-        });
+        let run = self.run.as_mut()?;
         if now < run.next {
             return None;
         }
@@ -189,6 +194,7 @@ mod tests {
     fn what_is_done_soon_is_not_worth_a_line() {
         let (mut log, start) = (HashingLog::default(), Instant::now());
         assert_eq!(log.next(), None);
+        log.begin(0, start);
         assert_eq!(log.line(true, 0, || amount(1, 1), start), None);
         assert_eq!(log.next(), Some(start + EVERY));
         log.done(amount(1, 1));
@@ -204,7 +210,9 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             log.line(is_hashing, (7 + read) * MIB, || left, now).map(|line| line.to_string())
         };
+        log.begin(7 * MIB, start);
         assert_eq!(line(&mut log, true, 0, amount(10, 1000), 0), None);
+        log.begin(8 * MIB, start + EVERY);
         log.done(amount(2, 200));
         // 50 MiB of the next version are read as well.
         assert_eq!(
@@ -232,7 +240,7 @@ mod tests {
     #[test]
     fn a_disk_that_gives_nothing_gives_no_estimate() {
         let (mut log, start) = (HashingLog::default(), Instant::now());
-        assert_eq!(log.line(true, 0, || amount(1, 1), start), None);
+        log.begin(0, start);
         let line = log.line(true, 0, || amount(1, 1), start + EVERY).map(|line| line.to_string());
         assert_eq!(
             line.as_deref(),
