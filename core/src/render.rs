@@ -1,10 +1,10 @@
 //! From catalog to bytes, deterministically: nothing in a document comes from a clock, so the same
 //! tree gives the same bytes, and the same entity tags, on every mirror and after every restart.
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
+mod gzip;
 
-use flate2::{Compression, GzBuilder};
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Product};
@@ -12,9 +12,7 @@ use crate::entry::Item;
 use crate::name::ProductName;
 use crate::snapshot::{Counts, Rendered};
 
-/// Compression level of the gzip variants. They are made once for each change, while every client
-/// pays for the bytes.
-const GZIP_LEVEL: u32 = 9;
+pub(crate) use gzip::Compressor;
 
 #[derive(Serialize)]
 struct Index<'a> {
@@ -73,8 +71,9 @@ struct VersionDocument<'a> {
 const DATATYPE: &str = "image-downloads";
 const PRODUCTS_FORMAT: &str = "products:1.0";
 
-/// Renders `index.json` and one document for each of `streams`, in that order.
-pub fn render(catalog: &Catalog, streams: &[String]) -> Vec<Rendered> {
+/// Renders `index.json` and one document for each of `streams`, in that order. What `compressor` knows
+/// from the last time is not compressed again.
+pub fn render(catalog: &Catalog, streams: &[String], compressor: &mut Compressor) -> Vec<Rendered> {
     let mut index = Index { format: "index:1.0", index: BTreeMap::new() };
     let mut documents = Vec::with_capacity(streams.len() + 1);
     for stream in streams {
@@ -99,9 +98,10 @@ pub fn render(catalog: &Catalog, streams: &[String]) -> Vec<Rendered> {
                 products: products.products.keys().cloned().collect(),
             },
         );
-        documents.push(document(file, &products));
+        documents.push(document(file, &products, compressor));
     }
-    documents.insert(0, document("index.json".to_owned(), &index));
+    documents.insert(0, document("index.json".to_owned(), &index, compressor));
+    compressor.turn();
     documents
 }
 
@@ -142,17 +142,9 @@ fn product_document<'a>(name: &'a ProductName, product: &'a Product) -> ProductD
     }
 }
 
-fn document(name: String, value: &impl Serialize) -> Rendered {
+fn document(name: String, value: &impl Serialize, compressor: &mut Compressor) -> Rendered {
     // Only strings, numbers and maps with string keys, which always serialize.
     let identity = serde_json::to_vec(value).expect("plain data serializes");
-    let gzip = gzip(&identity);
+    let gzip = compressor.gzip(&identity);
     Rendered { name, identity, gzip }
-}
-
-/// One gzip member, without name or time, so that equal documents compress to equal bytes.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(GZIP_LEVEL));
-    // Writing into a vector cannot fail.
-    encoder.write_all(bytes).expect("memory takes every byte");
-    encoder.finish().expect("memory takes every byte")
 }

@@ -115,6 +115,7 @@ pub(super) struct Publisher {
     /// The snapshot file is older than what is served.
     unsaved: Option<Vec<u8>>,
     lineage: Lineage,
+    compressor: render::Compressor,
     /// What the last generation listed as problems.
     problems: Vec<Problem>,
     /// Problems that are in the log already.
@@ -148,6 +149,7 @@ impl Publisher {
             live: None,
             unsaved: None,
             lineage: Lineage::of(settings),
+            compressor: render::Compressor::default(),
             problems: Vec::new(),
             logged: BTreeSet::new(),
             dirty: true,
@@ -309,7 +311,11 @@ impl Publisher {
         // Without a root there is nothing to say: no document, which a server answers as
         // "not available", rather than an empty list, which clients would believe for an hour.
         let nothing = root_missing && self.lineage.generation() == 0;
-        let documents = if nothing { Vec::new() } else { render::render(&catalog, &self.streams) };
+        let documents = if nothing {
+            Vec::new()
+        } else {
+            render::render(&catalog, &self.streams, &mut self.compressor)
+        };
         if self.lineage.generation() > 0
             && self.lineage.serves(&documents)
             && problems == self.problems
