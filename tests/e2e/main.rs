@@ -6,6 +6,7 @@ mod compat;
 mod daemons;
 mod deltas;
 mod directives;
+mod edge;
 mod faults;
 mod harness;
 mod housekeeping;
