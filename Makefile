@@ -6,7 +6,7 @@ export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
 
-.PHONY: help run test check module headers clean
+.PHONY: help run test check module deb headers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +32,9 @@ check: headers ## check the form of the code: rustfmt, clippy
 
 module: headers ## build target/release/libngx_http_simplestreams_module.so
 	$(CARGO) build --release -p ngx-http-simplestreams
+
+deb: ## build and test packages for Debian 12 and 13, in target/deb (as root)
+	@packaging/deb.sh
 
 headers:
 	@packaging/deps.sh build

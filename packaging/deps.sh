@@ -4,6 +4,7 @@
 #   deps.sh build        what compiles the module
 #   deps.sh run          what the demonstration needs beside it
 #   deps.sh test         what the tests need beside both: the real clients and their daemons
+#   deps.sh package      what packages and images are made and tried with
 #
 # Several groups may be given. When everything is there, nothing but dpkg's list is read: no network,
 # no root. For the rest it needs root, or sudo.
@@ -15,6 +16,7 @@ set -euo pipefail
 build=(nginx nginx-dev gcc libc6-dev libclang-dev make pkg-config)
 run=(busybox-static ca-certificates curl openssl squashfs-tools xz-utils)
 test=(incus-base incus-client jq lxd lxd-client openssh-server python3-venv qemu-utils rsync wrk xdelta3 zstd)
+package=(busybox-static debian-archive-keyring mmdebstrap squashfs-tools xz-utils)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
 installed() {
@@ -27,7 +29,8 @@ for group in "$@"; do
         build) wanted+=("${build[@]}") ;;
         run) wanted+=("${run[@]}") ;;
         test) wanted+=("${test[@]}") ;;
-        *) echo "usage: $0 {build|run|test}..." >&2 && exit 2 ;;
+        package) wanted+=("${package[@]}") ;;
+        *) echo "usage: $0 {build|run|test|package}..." >&2 && exit 2 ;;
     esac
 done
 missing=()
