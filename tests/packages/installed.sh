@@ -157,7 +157,7 @@ same_nginx "command installed, its port taken"
 dpkg -P lxd-image-server
 nginx -s quit
 until_true "nginx quits" gone
-dpkg -P --force-depends nginx nginx-common
+dpkg -P --force-depends nginx nginx-common "$(dpkg -S /usr/sbin/nginx | cut -d: -f1)"
 rm -rf /etc/nginx
 ! command -v nginx || fail "nginx is still there"
 dpkg -i "$command"
