@@ -142,10 +142,14 @@ done
 ok "purge leaves images alone, and nothing else"
 
 # Port 8443 is taken.
-printf 'server { listen 8443; }\n' > /etc/nginx/conf.d/taken.conf
+free() {
+    ! curl -sSk -o /dev/null https://localhost:8443/
+}
+until_true "nothing listens on port 8443 any more" free
+printf 'server { listen 8443; return 200 taken; }\n' > /etc/nginx/conf.d/taken.conf
 nginx -s reload
 taken() {
-    curl -sS -o /dev/null http://localhost:8443/
+    curl -sSf http://localhost:8443/ | grep -q taken
 }
 until_true "port 8443 is taken" taken
 dpkg -i "$command" 2>&1 | tee installed.log
@@ -157,9 +161,9 @@ same_nginx "command installed, its port taken"
 dpkg -P lxd-image-server
 nginx -s quit
 until_true "nginx quits" gone
-dpkg -P --force-depends nginx nginx-common "$(dpkg -S /usr/sbin/nginx | cut -d: -f1)"
+dpkg -P --force-depends nginx nginx-common
 rm -rf /etc/nginx
-! command -v nginx || fail "nginx is still there"
+[ ! -e /usr/sbin/nginx ] || fail "nginx is still there"
 dpkg -i "$command"
 lxd-image-server update
 grep -q 20250101_12:00 /var/www/simplestreams/streams/v1/images.json || fail "no index file"
