@@ -104,6 +104,18 @@ fn state_files(dir: &Dir) -> Vec<PathBuf> {
     files
 }
 
+/// Waits until the last generation of each of so many indexes is on disk, where the next start finds
+/// it: workers have it earlier.
+fn until_saved(dir: &Dir, indexes: usize) {
+    until("every index is on disk", || {
+        let files = state_files(dir);
+        let count = |extension: &str| {
+            files.iter().filter(|file| file.extension().is_some_and(|e| e == extension)).count()
+        };
+        (count("snapshot") == indexes && count("new") == 0).then_some(())
+    });
+}
+
 fn set_age(file: &PathBuf, age: Duration) {
     // Root may write what was made read-only, and others may give their own files a time.
     let set = fs::File::open(file).and_then(|file| file.set_modified(SystemTime::now() - age));
@@ -119,6 +131,7 @@ fn what_an_index_left_goes_a_day_after_its_last_use() {
     let image = ["os:1:amd64:default 20260101_0000"];
     let nginx = dir.start(&one);
     nginx.every_worker_lists(&image);
+    until_saved(&dir, 1);
     nginx.finish();
     let left = state_files(&dir);
     assert!(left.len() >= 3, "{left:?}");
@@ -131,6 +144,7 @@ fn what_an_index_left_goes_a_day_after_its_last_use() {
     // Used yesterday.
     let nginx = dir.start(&another);
     nginx.every_worker_lists(&image);
+    until_saved(&dir, 2);
     nginx.finish();
     let now = state_files(&dir);
     assert!(left.iter().all(|file| now.contains(file)), "{now:?}");
