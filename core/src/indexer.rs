@@ -10,11 +10,12 @@ mod hashing_log;
 mod override_files;
 mod publish;
 mod rehash;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::entry::{Entry, Hashes, Plan};
@@ -34,6 +35,7 @@ use hashing_log::{Amount, HashingLog};
 use publish::Publisher;
 pub(crate) use publish::{Signal, Sink, StateFiles};
 use rehash::Rehash;
+use report::Tally;
 
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
@@ -85,8 +87,7 @@ pub(crate) struct Indexer {
     /// Paths at which something happened.
     dirty: BTreeSet<String>,
     deadlines: BTreeSet<(Instant, String)>,
-    /// Versions being hashed.
-    hashing: usize,
+    tally: Tally,
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
@@ -96,7 +97,6 @@ pub(crate) struct Indexer {
     rehash: Rehash,
     hashing_log: HashingLog,
     gauges: Arc<Gauges>,
-    looks: u64,
 }
 
 impl Indexer {
@@ -125,7 +125,7 @@ impl Indexer {
             problems: Vec::new(),
             dirty: BTreeSet::new(),
             deadlines: BTreeSet::new(),
-            hashing: 0,
+            tally: Tally::default(),
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
@@ -134,7 +134,6 @@ impl Indexer {
             rehash,
             hashing_log: HashingLog::default(),
             gauges,
-            looks: 0,
             settings,
         }
     }
@@ -154,7 +153,7 @@ impl Indexer {
             self.publish(now);
             self.publisher.retry(now);
             self.end_rehash();
-            self.report();
+            self.report(now);
             self.log_hashing(now);
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);
@@ -202,7 +201,7 @@ impl Indexer {
     /// How long there is nothing to do.
     fn wait(&self, now: Instant) -> Duration {
         let deadline = self.deadlines.first().map(|(when, _)| *when);
-        let publish = self.publisher.next(self.hashing, now);
+        let publish = self.publisher.next(self.tally.hashing.versions, now);
         let line = self.hashing_log.next();
         let times = [deadline, publish, line, self.next_rescan, Some(self.anchors.next())];
         let next = times.into_iter().flatten().min().unwrap_or(now);
@@ -287,7 +286,6 @@ impl Indexer {
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
         }
-        self.looks += 1;
         // Without events the tree is looked at often, and events are tried for again.
         let rescan = match self.settings.rescan {
             Duration::ZERO if self.unwatched => UNWATCHED,
@@ -295,30 +293,15 @@ impl Indexer {
             rescan => rescan,
         };
         self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
-        if let Some(err) = self.watcher.as_mut().and_then(Watcher::take_refusal) {
+        let refusal = self.watcher.as_mut().and_then(Watcher::take_refusal);
+        self.tally.looked(refusal.as_ref().map_or(0, |(_, directories)| *directories));
+        if let Some((err, directories)) = refusal {
             log::error!(
-                "cannot watch all directories of \"{}\" ({err}), the rest is seen by rescans \
+                "cannot watch {directories} directories of \"{}\" ({err}), they are seen by rescans \
                  alone; raise fs.inotify.max_user_watches",
                 self.settings.root.display()
             );
         }
-    }
-
-    /// Tells how far things are; after publishing, so that whoever sees an idle index finds it all
-    /// published.
-    fn report(&self) {
-        if self.publisher.is_dirty() {
-            return;
-        }
-        let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Release);
-        let hashing = self.versions.values().filter(|version| version.is_hashing());
-        set(&self.gauges.bytes_to_hash, hashing.map(Version::bytes).sum());
-        set(&self.gauges.hashing, self.hashing as u64);
-        let waiting = self.versions.iter().filter(|(_, version)| version.is_waiting());
-        let names: Vec<String> = waiting.map(|(path, _)| path.clone()).collect();
-        set(&self.gauges.waiting, names.len() as u64);
-        *self.gauges.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
-        set(&self.gauges.looks, self.looks);
     }
 
     /// Tells the hash cache, should it ask, which files there are.
@@ -386,7 +369,7 @@ impl Indexer {
         if let Some(watcher) = &mut self.watcher {
             watcher.add(&self.tree, &path);
         }
-        self.versions.entry(path.clone()).or_insert_with(|| Version::new(found));
+        self.add(found);
         let (tree, writers) = (self.tree.clone(), std::mem::take(&mut self.writers));
         let look = Look {
             tree: &tree,
@@ -399,19 +382,6 @@ impl Indexer {
         let verdict = self.update(&path, |version| version.look(look)).unwrap_or_default();
         self.writers = writers;
         self.carry_out(&path, verdict);
-    }
-
-    /// Changes a version, and keeps count of those that are being hashed.
-    fn update<T>(&mut self, path: &str, change: impl FnOnce(&mut Version) -> T) -> Option<T> {
-        let version = self.versions.get_mut(path)?;
-        let before = version.is_hashing();
-        let value = change(version);
-        match (before, version.is_hashing()) {
-            (false, true) => self.hashing += 1,
-            (true, false) => self.hashing -= 1,
-            _ => {}
-        }
-        Some(value)
     }
 
     fn carry_out(&mut self, path: &str, verdict: Verdict) {
@@ -444,10 +414,7 @@ impl Indexer {
         if self.anchors.is_frozen(stream) {
             return;
         }
-        if let Some(version) = self.versions.remove(path) {
-            if version.is_hashing() {
-                self.hashing -= 1;
-            }
+        if let Some(version) = self.take(path) {
             if version.entry().is_some() {
                 self.publisher.hurry();
             }
@@ -461,6 +428,7 @@ impl Indexer {
 
     fn hash(&mut self, path: &str, plan: Plan) {
         if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
+            self.tally.files_known += Amount::of(&plan).files;
             return self.list(path, plan, &hashes);
         }
         self.submit(path, plan);
@@ -512,9 +480,13 @@ impl Indexer {
             return;
         };
         self.publisher.touch();
-        self.hashing_log.done(Amount::of(&plan));
+        let amount = Amount::of(&plan);
+        self.hashing_log.done(amount);
         match outcome {
-            Outcome::Hashed(hashes) => self.list(path, plan, &hashes),
+            Outcome::Hashed(hashes) => {
+                self.tally.files_hashed += amount.files;
+                self.list(path, plan, &hashes);
+            }
             Outcome::Broken(problem) => {
                 if self.update(path, |version| version.broken(plan, problem)) == Some(true) {
                     self.publisher.hurry();
@@ -532,10 +504,11 @@ impl Indexer {
     }
 
     fn list(&mut self, path: &str, plan: Plan, hashes: &Hashes) {
-        if let Some(version) = self.versions.get_mut(path)
-            && let Some(entry) = Entry::new(&version.found, &plan, hashes)
-        {
-            version.list(plan, Arc::new(entry));
+        let listed = self.update(path, |version| {
+            let entry = Entry::new(&version.found, &plan, hashes);
+            entry.map(|entry| version.list(plan, Arc::new(entry)))
+        });
+        if listed.flatten().is_some() {
             self.publisher.touch();
         }
     }
@@ -544,7 +517,7 @@ impl Indexer {
         let versions = &self.versions;
         self.publisher
             .settle_pending(now, |path| versions.get(path).is_some_and(Version::is_hashing));
-        if !self.publisher.due(self.hashing, now) {
+        if !self.publisher.due(self.tally.hashing.versions, now) {
             return;
         }
         let mut problems: Vec<Problem> =
@@ -562,8 +535,8 @@ impl Indexer {
             newest.values().any(|version| version.is_hashing() || version.is_waiting())
         };
         let any_listed = self.versions.values().any(|version| version.entry().is_some());
-        let on_their_way =
-            self.hashing > 0 || !any_listed && self.versions.values().any(Version::is_waiting);
+        let on_their_way = self.tally.hashing.versions > 0
+            || !any_listed && self.versions.values().any(Version::is_waiting);
         if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
             return;
         }

@@ -111,11 +111,6 @@ impl Version {
         self.files.iter().all(|(file, _)| file.stamp.changed <= time)
     }
 
-    /// Bytes of its files.
-    pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|(file, _)| file.stamp.size).sum()
-    }
-
     /// What is wrong with it.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         let broken = match &self.state {

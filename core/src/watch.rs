@@ -67,7 +67,7 @@ pub struct Watcher {
     /// A directory that several paths lead to has one watch.
     paths: HashMap<i32, Vec<String>>,
     watches: BTreeMap<String, i32>,
-    refused: Option<io::Error>,
+    refused: Option<(io::Error, u64)>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -123,7 +123,10 @@ impl Watcher {
             // It went away, or is no directory any more: the event of its parent says so. Or it may
             // not be read, which is a problem of its own.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
-            Err(err) => self.refused = Some(err.into()),
+            Err(err) => {
+                let refused = self.refused.as_ref().map_or(0, |(_, refused)| *refused);
+                self.refused = Some((err.into(), refused + 1));
+            }
         }
     }
 
@@ -148,9 +151,14 @@ impl Watcher {
         }
     }
 
-    /// Why a directory could not be watched, since the last call; mostly that the limit
-    /// `fs.inotify.max_user_watches` was reached.
-    pub fn take_refusal(&mut self) -> Option<io::Error> {
+    /// Number of directories that have a watch.
+    pub fn directories(&self) -> usize {
+        self.watches.len()
+    }
+
+    /// Why and how often a directory could not be watched, since the last call; mostly that the
+    /// limit `fs.inotify.max_user_watches` was reached.
+    pub fn take_refusal(&mut self) -> Option<(io::Error, u64)> {
         self.refused.take()
     }
 

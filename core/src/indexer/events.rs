@@ -25,6 +25,7 @@ impl Indexer {
                     }
                 }
                 Touch::Overflow => {
+                    self.tally.overflows += 1;
                     log::warn!(
                         "events of \"{}\" were lost (fs.inotify.max_queued_events), looking at \
                          everything",

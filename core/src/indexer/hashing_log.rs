@@ -5,13 +5,12 @@
 //! end.
 
 use std::fmt;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, SubAssign};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Indexer;
 use crate::entry::Plan;
-use crate::version::Version;
 
 /// From the beginning of hashing to the first line, and from line to line.
 const EVERY: Duration = Duration::from_secs(10);
@@ -42,6 +41,14 @@ impl AddAssign for Amount {
         self.versions += other.versions;
         self.files += other.files;
         self.bytes += other.bytes;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        self.versions -= other.versions;
+        self.files -= other.files;
+        self.bytes -= other.bytes;
     }
 }
 
@@ -101,7 +108,7 @@ impl HashingLog {
         &mut self,
         is_hashing: bool,
         read: u64,
-        left: impl FnOnce() -> Amount,
+        left: Amount,
         now: Instant,
     ) -> Option<Line> {
         if !is_hashing {
@@ -115,36 +122,47 @@ impl HashingLog {
         }
         run.next = now + EVERY;
         run.told = true;
-        let left = left();
-        let read = read.saturating_sub(run.before);
-        // Of what is left, the part that was read already.
-        let under_way = read.saturating_sub(run.done.bytes);
-        let unread = left.bytes.saturating_sub(under_way);
+        let (read, unread) = run.share(read, left);
         let mut all = run.done;
         all += left;
         all.bytes = read + unread;
         let done = Amount { bytes: read, ..run.done };
-        let took = now - run.since;
-        let left = (read > 0).then(|| {
+        Some(Line::Going { done, all, left: run.time_left(read, unread, now) })
+    }
+
+    /// Seconds until what is `left` is hashed; `read` as for [`line`](Self::line). None if nothing
+    /// is being hashed, or nothing was read yet.
+    pub(super) fn seconds_left(&self, read: u64, left: Amount, now: Instant) -> Option<u64> {
+        let run = self.run.as_ref()?;
+        let (read, unread) = run.share(read, left);
+        run.time_left(read, unread, now).map(|left| left.as_secs())
+    }
+}
+
+impl Run {
+    /// Bytes that this run has read, and those that it has not.
+    fn share(&self, read: u64, left: Amount) -> (u64, u64) {
+        let read = read.saturating_sub(self.before);
+        // Of what is left, the part that was read already.
+        let under_way = read.saturating_sub(self.done.bytes);
+        (read, left.bytes.saturating_sub(under_way))
+    }
+
+    fn time_left(&self, read: u64, unread: u64, now: Instant) -> Option<Duration> {
+        let took = now - self.since;
+        (read > 0).then(|| {
             let seconds = u128::from(unread) * took.as_millis() / u128::from(read) / 1000;
             Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX))
-        });
-        Some(Line::Going { done, all, left })
+        })
     }
 }
 
 impl Indexer {
     /// Tells the log how far hashing is, where that takes long.
     pub(super) fn log_hashing(&mut self, now: Instant) {
-        let Self { versions, hashing_log, .. } = self;
-        let left = || {
-            let mut left = Amount::default();
-            let plans = versions.values().filter(|version| version.is_hashing());
-            plans.filter_map(Version::plan).for_each(|plan| left += Amount::of(plan));
-            left
-        };
+        let left = self.tally.hashing;
         let read = self.gauges.bytes_hashed.load(Ordering::Relaxed);
-        if let Some(line) = hashing_log.line(self.hashing > 0, read, left, now) {
+        if let Some(line) = self.hashing_log.line(left.versions > 0, read, left, now) {
             log::info!("\"{}\": {line}", self.settings.root.display());
         }
     }
@@ -195,11 +213,11 @@ mod tests {
         let (mut log, start) = (HashingLog::default(), Instant::now());
         assert_eq!(log.next(), None);
         log.begin(0, start);
-        assert_eq!(log.line(true, 0, || amount(1, 1), start), None);
+        assert_eq!(log.line(true, 0, amount(1, 1), start), None);
         assert_eq!(log.next(), Some(start + EVERY));
         log.done(amount(1, 1));
         let end = start + EVERY - Duration::from_millis(1);
-        assert_eq!(log.line(false, MIB, Amount::default, end), None);
+        assert_eq!(log.line(false, MIB, Amount::default(), end), None);
         assert_eq!(log.next(), None);
     }
 
@@ -208,7 +226,7 @@ mod tests {
         let (mut log, start) = (HashingLog::default(), Instant::now());
         let line = |log: &mut HashingLog, is_hashing, read: u64, left, seconds| {
             let now = start + Duration::from_secs(seconds);
-            log.line(is_hashing, (7 + read) * MIB, || left, now).map(|line| line.to_string())
+            log.line(is_hashing, (7 + read) * MIB, left, now).map(|line| line.to_string())
         };
         log.begin(7 * MIB, start);
         assert_eq!(line(&mut log, true, 0, amount(10, 1000), 0), None);
@@ -241,7 +259,7 @@ mod tests {
     fn a_disk_that_gives_nothing_gives_no_estimate() {
         let (mut log, start) = (HashingLog::default(), Instant::now());
         log.begin(0, start);
-        let line = log.line(true, 0, || amount(1, 1), start + EVERY).map(|line| line.to_string());
+        let line = log.line(true, 0, amount(1, 1), start + EVERY).map(|line| line.to_string());
         assert_eq!(
             line.as_deref(),
             Some("0 of 1 versions are hashed, 0 of 2 files, 0 of 1 MiB (0%)")

@@ -226,6 +226,11 @@ impl Publisher {
         self.dirty = true;
     }
 
+    /// Number of the generation that was published last; 0 before the first.
+    pub(super) fn generation(&self) -> u64 {
+        self.lineage.generation()
+    }
+
     /// Whether something waits to be published.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
@@ -238,13 +243,13 @@ impl Publisher {
     }
 
     /// Whether to publish now, while `hashing` versions are being hashed.
-    pub(super) fn due(&mut self, hashing: usize, now: Instant) -> bool {
+    pub(super) fn due(&mut self, hashing: u64, now: Instant) -> bool {
         self.dirty |= self.held.take_if(|until| *until <= now).is_some();
         self.dirty && self.next(hashing, now).is_some_and(|when| when <= now)
     }
 
     /// When to publish next.
-    pub(super) fn next(&self, hashing: usize, now: Instant) -> Option<Instant> {
+    pub(super) fn next(&self, hashing: u64, now: Instant) -> Option<Instant> {
         if !self.dirty || self.pending.is_some() {
             let retry = self.retry.filter(|_| self.unsaved.is_some());
             return [retry, self.held].into_iter().flatten().min();

@@ -1,0 +1,136 @@
+//! What the indexer tells of itself: how many versions are on their way, and what has been done.
+//!
+//! Kept while versions change, not counted anew: an index may have tens of thousands of them.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use super::Indexer;
+use super::hashing_log::Amount;
+use crate::progress::Progress;
+use crate::version::Version;
+
+/// Versions on their way, and counts.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// What is being hashed or waits for it.
+    pub(super) hashing: Amount,
+    /// Versions that wait for their writers, by their paths.
+    waiting: BTreeSet<String>,
+    /// The last report has another set of waiting versions.
+    waiting_changed: bool,
+    /// As in [`Progress`].
+    pub(super) looks: u64,
+    pub(super) last_look: u64,
+    pub(super) files_hashed: u64,
+    pub(super) files_known: u64,
+    pub(super) unwatched: u64,
+    pub(super) overflows: u64,
+}
+
+impl Tally {
+    /// A look at the whole tree is over; so many directories could not be watched.
+    pub(super) fn looked(&mut self, unwatched: u64) {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
+        self.looks += 1;
+        self.last_look = u64::try_from(now).unwrap_or(u64::MAX);
+        self.unwatched = unwatched;
+    }
+
+    /// A version at `path` was of the first state and is of the second; none: it is not there.
+    fn moved(&mut self, path: &str, before: Standing, after: Standing) {
+        self.hashing -= before.hashing;
+        self.hashing += after.hashing;
+        if before.waiting == after.waiting {
+            return;
+        }
+        self.waiting_changed = true;
+        if after.waiting {
+            self.waiting.insert(path.to_owned());
+        } else {
+            self.waiting.remove(path);
+        }
+    }
+}
+
+/// What a version adds to the tally.
+#[derive(Clone, Copy, Debug, Default)]
+struct Standing {
+    hashing: Amount,
+    waiting: bool,
+}
+
+impl Standing {
+    fn of(version: &Version) -> Self {
+        let hashing = version.plan().filter(|_| version.is_hashing()).map(Amount::of);
+        Self { hashing: hashing.unwrap_or_default(), waiting: version.is_waiting() }
+    }
+}
+
+impl Indexer {
+    /// Changes a version, and keeps the tally. Every change of a version goes through here.
+    pub(super) fn update<T>(
+        &mut self,
+        path: &str,
+        change: impl FnOnce(&mut Version) -> T,
+    ) -> Option<T> {
+        let version = self.versions.get_mut(path)?;
+        let before = Standing::of(version);
+        let value = change(version);
+        self.tally.moved(path, before, Standing::of(version));
+        Some(value)
+    }
+
+    /// Adds a version that nobody has looked at yet, unless it is there.
+    pub(super) fn add(&mut self, found: crate::scan::FoundVersion) {
+        let path = found.path.clone();
+        if !self.versions.contains_key(&path) {
+            let version = Version::new(found);
+            self.tally.moved(&path, Standing::default(), Standing::of(&version));
+            self.versions.insert(path, version);
+        }
+    }
+
+    /// Forgets a version.
+    pub(super) fn take(&mut self, path: &str) -> Option<Version> {
+        let version = self.versions.remove(path)?;
+        self.tally.moved(path, Standing::of(&version), Standing::default());
+        Some(version)
+    }
+
+    /// Tells how far things are; after publishing, so that whoever sees an idle index finds it all
+    /// published.
+    pub(super) fn report(&mut self, now: Instant) {
+        if self.publisher.is_dirty() {
+            return;
+        }
+        let Self { tally, gauges, .. } = self;
+        if std::mem::take(&mut tally.waiting_changed) {
+            let names = tally.waiting.iter().cloned().collect();
+            *gauges.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        }
+        let read = gauges.bytes_hashed.load(Ordering::Relaxed);
+        let left = self.hashing_log.seconds_left(read, tally.hashing, now);
+        let watches = self.watcher.as_ref().map_or(0, crate::watch::Watcher::directories);
+        gauges.report(Progress {
+            active: true,
+            looks: tally.looks,
+            last_look: tally.last_look,
+            generation: self.publisher.generation(),
+            found: self.versions.len() as u64,
+            hashing: tally.hashing.versions,
+            waiting: tally.waiting.len() as u64,
+            bytes_hashed: read,
+            files_to_hash: tally.hashing.files,
+            bytes_to_hash: tally.hashing.bytes,
+            seconds_left: left,
+            files_hashed: tally.files_hashed,
+            files_known: tally.files_known,
+            watches: watches as u64,
+            unwatched: tally.unwatched,
+            overflows: tally.overflows,
+        });
+    }
+}
