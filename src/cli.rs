@@ -87,6 +87,10 @@ pub struct TreeArgs {
     /// The directory of the index files [default: /var/www/simplestreams/streams/v1]
     #[arg(long, alias = "streams_dir", value_name = "DIR")]
     pub streams_dir: Option<PathBuf>,
+
+    /// How many threads hash [default: half of the processors]
+    #[arg(long, value_name = "NUMBER")]
+    pub threads: Option<std::num::NonZeroUsize>,
 }
 
 #[derive(Args, Debug)]

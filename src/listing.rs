@@ -38,13 +38,15 @@ impl Listing {
         listing
     }
 
-    /// What the document `name` in `dir` lists, whoever wrote it; nothing if it cannot be read.
-    pub fn read(dir: &Path, name: &str) -> Self {
-        let mut listing = Self::default();
-        if let Ok(bytes) = fs::read(dir.join(name)) {
-            listing.add(name, &bytes);
+    /// Adds what the document `name` in `dir` lists, whoever wrote it; nothing if it cannot be read.
+    pub fn read(&mut self, dir: &Path, name: &str) {
+        let path = dir.join(name);
+        // Reading anything else may take for ever.
+        if path.is_file()
+            && let Ok(bytes) = fs::read(path)
+        {
+            self.add(name, &bytes);
         }
-        listing
     }
 
     /// Adds what the bytes of a list of products say. What is not of the form is left out.

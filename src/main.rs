@@ -62,11 +62,13 @@ fn run(cli: &Cli) -> Result<()> {
     // Until the configuration is read, and while it is wrong.
     log_as(cli, &plain)?;
     let sources = cli.config.clone().map_or(Sources::Usual, Sources::Only);
+    // Before they are read: what changes meanwhile is seen by the watch.
+    let stamp = sources.stamp();
     let config = load(cli, &sources)?;
     match &cli.command {
         Command::Init(args) => init::run(args, &config),
         Command::Update(args) => update::run(args, &config),
-        Command::Watch(args) => watch::run(cli, args, &sources, config),
+        Command::Watch(args) => watch::run(cli, args, &sources, stamp, config),
         Command::Reload => reload::run(&config),
         Command::Mirrors(args) => mirrors::run(args, &config),
         Command::Config => {

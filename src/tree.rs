@@ -10,11 +10,12 @@ use simplestreams::{Settings, check_stream_name, default_threads};
 use crate::cli::TreeArgs;
 use crate::config::Config;
 use crate::exit::Stop;
+use crate::listing::Listing;
 
 /// A tree and where its index goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
-    /// What the core indexes: the parent of the directory of images, with that as its one stream.
+    /// What the core indexes: the parent of the directory of images, with that as its first stream.
     pub settings: Settings,
     /// The directory of the index files.
     pub streams_dir: PathBuf,
@@ -43,25 +44,40 @@ impl Tree {
             let img_dir = img_dir.display();
             Stop::usage(format!("the last part of img_dir \"{img_dir}\" {what}"))
         })?;
+        let mut streams = vec![stream];
+        for name in &config.streams {
+            if !streams.contains(name) {
+                streams.push(name.clone());
+            }
+        }
         let settings = Settings {
-            streams: vec![stream],
+            streams,
             aliases: config.aliases,
             settle: config.settle,
             rescan: config.rescan,
             ..Settings::new(root)
         };
-        let threads = config.threads.unwrap_or_else(default_threads);
+        let threads = args.threads.or(config.threads).unwrap_or_else(default_threads);
         Ok(Self { settings, streams_dir, threads })
     }
 
-    /// The directory of images.
+    /// The directory of images, which is the first stream's.
     pub fn img_dir(&self) -> PathBuf {
-        self.settings.root.join(self.stream())
+        self.settings.root.join(self.settings.streams.first().map_or("", String::as_str))
     }
 
-    /// The name of the one stream.
-    pub fn stream(&self) -> &str {
-        self.settings.streams.first().map_or("", String::as_str)
+    /// Names of the streams.
+    pub fn streams(&self) -> impl Iterator<Item = &str> {
+        self.settings.streams.iter().map(String::as_str)
+    }
+
+    /// What the index files list at the moment, whoever wrote them.
+    pub fn written(&self) -> Listing {
+        let mut listing = Listing::default();
+        for stream in self.streams() {
+            listing.read(&self.streams_dir, &format!("{stream}.json"));
+        }
+        listing
     }
 }
 

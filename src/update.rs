@@ -66,7 +66,7 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     let index = Index::with_threads(tree.settings.clone(), tree.threads)
         .context("cannot start indexing")?;
     let snapshot = complete(&index, tree.settings.settle, patience)?;
-    let before = Listing::read(&tree.streams_dir, &format!("{}.json", tree.stream()));
+    let before = tree.written();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
     for change in Listing::of(&snapshot).changes_since(&before) {
         println!("{}", logging::one_line(&change));

@@ -3,20 +3,21 @@
 //! One loop: signals, changed configuration files, new generations. A configuration that is wrong, or
 //! that names directories that cannot be used, changes nothing; the last good one stays in force.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use simplestreams::{Index, Snapshot};
+use simplestreams::{Index, IndexOptions, Snapshot};
 
 use crate::cli::{Cli, Watch};
-use crate::config::{Config, Sources};
-use crate::listing::Listing;
+use crate::config::{Config, Sources, Stamp};
 use crate::lock::{Lock, PidFile};
 use crate::mirror::Mirrors;
-use crate::notify::notify;
+use crate::notify::{Watchdog, notify, reloading};
 use crate::tree::Tree;
 use crate::{lock, streams};
 
@@ -26,35 +27,44 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often configuration files are looked at.
 const CONFIG_TICK: Duration = Duration::from_secs(1);
 
-/// How long to wait after index files could not be written.
+/// How long to wait after index files could not be written, or indexing could not be started.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// How long a tree that is empty when the watch starts, and was not when its index was written, is
 /// taken for one that is not mounted yet. As the core has it for trees that vanish.
 const GRACE: Duration = Duration::from_secs(3600);
 
-/// Keeps on until SIGTERM or SIGINT.
+/// In the directory of data: what was hashed, so that a restart reads nothing again that did not
+/// change.
+const HASHES: &str = "hashes.redb";
+
+/// Keeps on until SIGTERM or SIGINT. `stamp` is that of the files that `config` was read from.
 ///
 /// # Errors
 ///
 /// Only at the start: wrong usage, a lock that another process holds, a pid file that was asked for
 /// and cannot be written.
-pub fn run(cli: &Cli, args: &Watch, sources: &Sources, config: Config) -> Result<()> {
+pub fn run(
+    cli: &Cli,
+    args: &Watch,
+    sources: &Sources,
+    mut stamp: Stamp,
+    mut config: Config,
+) -> Result<()> {
     let signals = Signals::register().context("cannot handle signals")?;
-    let mut session = Session::open(Tree::new(&args.tree, &config)?)?;
+    let tree = Tree::new(&args.tree, &config)?;
+    let lock = lock::streams(&tree.streams_dir)?;
     let _pid_file = pid_file(args, &config)?;
-    if let Err(err) = std::fs::create_dir_all(&config.data_dir)
-        && !config.mirrors.is_empty()
-    {
-        let dir = config.data_dir.display();
-        log::warn!("cannot make \"{dir}\" ({err}); what mirrors have is not remembered");
-    }
-    let mut mirrors = Mirrors::new(&config.data_dir, config.mirroring);
+    let data_dir = config.data_dir.clone();
+    let hashes = make_data_dir(&config).then(|| data_dir.join(HASHES));
+    let mut session = Session::new(tree, lock, hashes)?;
+    let mut mirrors = Mirrors::new(&data_dir, config.mirroring);
     mirrors.configure(&config.mirrors, config.mirroring);
-    let mut stamp = sources.stamp();
+    let mut watchdog = Watchdog::from_env();
     let mut next_look = Instant::now() + CONFIG_TICK;
     log::info!("watching \"{}\"", session.tree.img_dir().display());
     while !signals.stop.load(Ordering::Relaxed) {
+        watchdog.tick();
         let mut reload = signals.reload.swap(false, Ordering::Relaxed);
         if Instant::now() >= next_look {
             next_look = Instant::now() + CONFIG_TICK;
@@ -62,56 +72,114 @@ pub fn run(cli: &Cli, args: &Watch, sources: &Sources, config: Config) -> Result
         }
         if reload {
             stamp = sources.stamp();
-            reconfigure(cli, args, sources, &mut session, &mut mirrors);
+            reloading();
+            log::info!("reading the configuration again");
+            match reconfigure(args, sources, &mut session, &config) {
+                Ok(new) => {
+                    config = new;
+                    mirrors.configure(&config.mirrors, config.mirroring);
+                }
+                Err(err) => log::error!("{err:#}; the last good configuration stays"),
+            }
+            // In any case: a file may have been rotated.
+            if let Err(err) = crate::log_as(cli, &config.log) {
+                log::error!("{err:#}");
+            }
+            std::mem::take(&mut config.notes).iter().for_each(|note| log::warn!("{note}"));
+            // One that was not ready yet tells so itself.
+            if session.ready {
+                notify("READY=1");
+            }
         }
         if let Some(snapshot) = session.step() {
             mirrors.publish(&session.tree, &snapshot);
         }
     }
-    notify("STOPPING=1");
+    notify("STOPPING=1\nSTATUS=stopping");
     log::info!("stopping");
     Ok(())
+}
+
+/// Makes the directory of data; false if it cannot be had.
+fn make_data_dir(config: &Config) -> bool {
+    let dir = &config.data_dir;
+    let Err(err) = fs::create_dir_all(dir) else {
+        return true;
+    };
+    let what = if config.mirrors.is_empty() { "hashes are" } else { "hashes and mirrors are" };
+    log::warn!("cannot make \"{}\" ({err}); {what} not remembered over a restart", dir.display());
+    false
 }
 
 /// One tree being watched.
 struct Session {
     tree: Tree,
-    index: Index,
+    /// None while it cannot be started.
+    index: Option<Index>,
+    /// Of the directory of index files.
     _lock: Lock,
+    /// Where hashes are kept.
+    hashes: Option<PathBuf>,
     /// The newest generation taken from the index.
     seen: u64,
     /// It, until it is written.
     pending: Option<Arc<Snapshot>>,
     /// What an earlier process wrote, which lists something, and stays until this one knows better.
     inherited: Option<Instant>,
+    /// Nothing is written, or started, before.
     retry: Option<Instant>,
     told_empty: bool,
     ready: bool,
 }
 
 impl Session {
-    fn open(tree: Tree) -> Result<Self> {
-        let lock = lock::streams(&tree.streams_dir)?;
-        let index = Index::with_threads(tree.settings.clone(), tree.threads)
-            .context("cannot start indexing")?;
-        let before = Listing::read(&tree.streams_dir, &format!("{}.json", tree.stream()));
-        let inherited = (!before.versions.is_empty()).then(Instant::now);
-        Ok(Self {
+    fn new(tree: Tree, lock: Lock, hashes: Option<PathBuf>) -> Result<Self> {
+        let mut session = Self {
             tree,
-            index,
+            index: None,
             _lock: lock,
+            hashes,
             seen: 0,
             pending: None,
-            inherited,
+            inherited: None,
             retry: None,
             told_empty: false,
             ready: false,
-        })
+        };
+        session.start()?;
+        Ok(session)
+    }
+
+    /// Begins to index the tree.
+    fn start(&mut self) -> Result<()> {
+        // First, for one index at a time has the file of hashes.
+        self.index = None;
+        let options = IndexOptions { threads: self.tree.threads, hash_cache: self.hashes.clone() };
+        let index = Index::open_with(self.tree.settings.clone(), options);
+        self.index = Some(index.context("cannot start indexing")?);
+        let listed = !self.tree.written().versions.is_empty();
+        self.inherited = listed.then(Instant::now);
+        self.seen = 0;
+        self.pending = None;
+        self.told_empty = false;
+        Ok(())
     }
 
     /// Waits for a moment; the generation that was written, if one was.
     fn step(&mut self) -> Option<Arc<Snapshot>> {
-        if let Some(snapshot) = self.index.wait_newer(self.seen, TICK) {
+        let waits = self.retry.is_some_and(|when| Instant::now() < when);
+        let Some(index) = self.index.as_ref().filter(|index| index.is_alive()) else {
+            if !waits {
+                log::error!("indexing has stopped; starting it again");
+                self.retry = Some(Instant::now() + RETRY);
+                if let Err(err) = self.start() {
+                    log::error!("{err:#}");
+                }
+            }
+            std::thread::sleep(TICK);
+            return None;
+        };
+        if let Some(snapshot) = index.wait_newer(self.seen, TICK) {
             self.seen = snapshot.generation();
             self.pending = Some(snapshot);
         }
@@ -120,7 +188,7 @@ impl Session {
             self.tell_ready("hashing; the index of the last run stays until it is done");
             return None;
         }
-        if self.retry.is_some_and(|when| Instant::now() < when) {
+        if waits {
             return None;
         }
         match streams::write(&self.tree.streams_dir, &snapshot) {
@@ -137,6 +205,7 @@ impl Session {
             }
             Err(err) => {
                 log::error!("{err:#}; the index before stays");
+                notify("STATUS=the index cannot be written, see the log");
                 self.retry = Some(Instant::now() + RETRY);
                 None
             }
@@ -147,10 +216,10 @@ impl Session {
     /// half the tree would make clients believe that the rest was withdrawn; and for a while if the
     /// tree has nothing in it.
     fn holds(&mut self, snapshot: &Snapshot) -> bool {
-        let Some(since) = self.inherited else {
+        let (Some(since), Some(index)) = (self.inherited, &self.index) else {
             return false;
         };
-        let progress = self.index.progress();
+        let progress = index.progress();
         // What was written to a moment before the start becomes quiet only now.
         let settling = progress.waiting > 0 && since.elapsed() < self.tree.settings.settle * 2;
         if progress.looks == 0 || progress.hashing > 0 || settling {
@@ -176,61 +245,44 @@ impl Session {
         }
         notify(&format!("STATUS={status}"));
     }
+
+    /// Goes on with another tree or other settings.
+    fn replace(&mut self, tree: Tree) -> Result<()> {
+        if tree.streams_dir != self.tree.streams_dir {
+            self._lock = lock::streams(&tree.streams_dir)?;
+        }
+        self.tree = tree;
+        // From here on there is no way back; what fails is tried again.
+        if let Err(err) = self.start() {
+            log::error!("{err:#}");
+        }
+        Ok(())
+    }
 }
 
-/// Takes over what can be taken over of a changed configuration.
+/// Takes over what can be taken over of a changed configuration, and gives it.
 fn reconfigure(
-    cli: &Cli,
     args: &Watch,
     sources: &Sources,
     session: &mut Session,
-    mirrors: &mut Mirrors,
-) {
-    log::info!("reading the configuration again");
-    let stays = |err: anyhow::Error| log::error!("{err:#}; the last good configuration stays");
-    let config = match sources.load() {
-        Ok(config) => config,
-        Err(err) => return stays(err.into()),
-    };
-    let tree = match Tree::new(&args.tree, &config) {
-        Ok(tree) => tree,
-        Err(err) => return stays(err),
-    };
+    before: &Config,
+) -> Result<Config> {
+    let config = sources.load()?;
+    let tree = Tree::new(&args.tree, &config)?;
     if tree != session.tree {
-        if tree.streams_dir == session.tree.streams_dir {
-            // The lock is held already, by the session that is to end.
-            match session.replace(tree) {
-                Ok(()) => {}
-                Err(err) => return stays(err),
-            }
-        } else {
-            match Session::open(tree) {
-                Ok(other) => *session = other,
-                Err(err) => return stays(err),
-            }
-        }
+        session.replace(tree)?;
         log::info!("watching \"{}\" from now on", session.tree.img_dir().display());
     }
-    if let Err(err) = crate::log_as(cli, &config.log) {
-        log::error!("{err:#}");
+    let fixed = [
+        ("pid_file", &before.pid_file, &config.pid_file),
+        ("data_dir", &before.data_dir, &config.data_dir),
+    ];
+    for (key, before, now) in fixed {
+        if before != now {
+            log::warn!("\"{key}\" takes effect when the watch is started again");
+        }
     }
-    config.notes.iter().for_each(|note| log::warn!("{note}"));
-    mirrors.configure(&config.mirrors, config.mirroring);
-}
-
-impl Session {
-    /// Goes on with another tree or other settings, and the same index files.
-    fn replace(&mut self, tree: Tree) -> Result<()> {
-        self.index = Index::with_threads(tree.settings.clone(), tree.threads)
-            .context("cannot start indexing")?;
-        let before = Listing::read(&tree.streams_dir, &format!("{}.json", tree.stream()));
-        self.inherited = (!before.versions.is_empty()).then(Instant::now);
-        self.tree = tree;
-        self.seen = 0;
-        self.pending = None;
-        self.told_empty = false;
-        Ok(())
-    }
+    Ok(config)
 }
 
 struct Signals {

@@ -1,5 +1,6 @@
 //! An index in one's own process: the front door for programs that embed this library.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,23 @@ use crate::indexer::{Event, Indexer, Signal, Sink};
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::{Settings, Snapshot};
+
+/// How an [`Index`] works, beside what it is made of.
+#[derive(Clone, Debug)]
+pub struct IndexOptions {
+    /// How many threads hash; half of the processors by default.
+    pub threads: NonZeroUsize,
+    /// A file that keeps hashes from one process to the next, so that what did not change meanwhile
+    /// is not read again; none by default. One index at a time can have it. Whoever can write it
+    /// decides what is listed, so it belongs into a directory of this user's.
+    pub hash_cache: Option<PathBuf>,
+}
+
+impl Default for IndexOptions {
+    fn default() -> Self {
+        Self { threads: default_threads(), hash_cache: None }
+    }
+}
 
 /// A live index, kept in memory. Dropping it stops and joins its threads, within the time of
 /// hashing one mebibyte.
@@ -54,8 +72,19 @@ impl Index {
     ///
     /// As for [`open`](Self::open).
     pub fn with_threads(settings: Settings, threads: NonZeroUsize) -> io::Result<Self> {
+        Self::open_with(settings, IndexOptions { threads, ..IndexOptions::default() })
+    }
+
+    /// As [`open`](Self::open), with options.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open). Trouble with the file of hashes is none: it is logged, and
+    /// hashes are kept in memory.
+    pub fn open_with(settings: Settings, options: IndexOptions) -> io::Result<Self> {
         let cell = Arc::<(SnapshotCell, Signal)>::default();
-        let pool = Arc::new(Pool::spawn(threads, None)?);
+        let pool = Arc::new(Pool::spawn(options.threads, None)?);
+        pool.cache().shared_by(BTreeSet::from([settings.id()]), Instant::now());
         let sink = Sink { state: None, cell: Some(Arc::clone(&cell)) };
         let (sender, events) = channel();
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));
@@ -63,6 +92,9 @@ impl Index {
         let shown = Arc::clone(&gauges);
         let root = settings.root.clone();
         let indexer = Running::spawn(sender, "ss-index", move || {
+            if let Some(path) = options.hash_cache {
+                hashing.cache().persist(&path);
+            }
             Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;
         Ok(Self { root, cell, gauges, pool, indexer })
@@ -87,6 +119,12 @@ impl Index {
     /// The versions that [`Progress::waiting`] counts, as paths below the root, sorted.
     pub fn waiting(&self) -> Vec<String> {
         self.gauges.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it still follows the tree. Its thread ends by itself only after a failure, which the
+    /// panic hook has reported; such an index is to be dropped and opened again.
+    pub fn is_alive(&self) -> bool {
+        self.indexer.is_alive()
     }
 
     /// Waits for a generation with a number above `generation` (0 for any); `None` if there is

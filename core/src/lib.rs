@@ -70,7 +70,7 @@ pub mod state;
 pub use builder::{Builder, BuilderOptions};
 pub use digest::{Digest, ParseDigestError};
 pub use follow::{Followed, Follower, SnapshotCell};
-pub use index::{Index, default_threads};
+pub use index::{Index, IndexOptions, default_threads};
 pub use problem::Problem;
 pub use progress::Progress;
 pub use settings::{Aliases, Settings, check_stream_name};

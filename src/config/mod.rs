@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use log::LevelFilter;
-use simplestreams::{Aliases, Settings};
+use simplestreams::{Aliases, Settings, check_stream_name};
 
 pub use mirrors::Mirror;
 pub use source::Refusal;
@@ -48,6 +48,8 @@ const NAMED: &str = "LXD_IMAGE_SERVER_CONFIG";
 pub struct Config {
     pub img_dir: PathBuf,
     pub streams_dir: PathBuf,
+    /// Directories beside `img_dir` that are streams, too.
+    pub streams: Vec<String>,
     pub pid_file: PathBuf,
     /// The pid file was asked for, so that it must be possible to write it.
     pub pid_file_named: bool,
@@ -128,10 +130,12 @@ impl Config {
     fn new(said: Sayings, notes: Vec<String>) -> Result<Self, Refusal> {
         let mut reader = Reader::new(said, notes);
         let aliases = aliases(&mut reader)?;
+        let streams = streams(&mut reader)?;
         let pid_file_named = reader.is_said("pid_file");
         let config = Self {
             img_dir: reader.path("img_dir", IMG_DIR)?,
             streams_dir: reader.path("streams_dir", STREAMS_DIR)?,
+            streams,
             pid_file: reader.path("pid_file", PID_FILE)?,
             pid_file_named,
             data_dir: reader.path("data_dir", DATA_DIR)?,
@@ -181,6 +185,18 @@ fn aliases(reader: &mut Reader) -> Result<Aliases, Refusal> {
         }
     }
     Ok(aliases)
+}
+
+fn streams(reader: &mut Reader) -> Result<Vec<String>, Refusal> {
+    let Some((names, place)) = reader.list("streams", &[])? else {
+        return Ok(Vec::new());
+    };
+    for name in &names {
+        if let Err(what) = check_stream_name(name) {
+            return Err(Refusal(format!("{place}: key \"streams\": the name \"{name}\" {what}")));
+        }
+    }
+    Ok(names)
 }
 
 fn log_settings(reader: &mut Reader) -> Result<LogSettings, Refusal> {

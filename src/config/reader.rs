@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::source::{Place, Refusal, Said, Sayings, Value};
 
 /// Keys beside those of mirrors and `[logging]`, for the nearest known one to a misspelt key.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
     "img_dir",
     "streams_dir",
+    "streams",
     "pid_file",
     "data_dir",
     "settle",

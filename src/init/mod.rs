@@ -48,7 +48,11 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
         println!("the index is there already");
     } else {
         steps.step(&format!("make the first index in {}", streams.display()), || {
-            let tree = TreeArgs { img_dir: Some(images), streams_dir: Some(streams.clone()) };
+            let tree = TreeArgs {
+                img_dir: Some(images),
+                streams_dir: Some(streams.clone()),
+                threads: None,
+            };
             update::make(&Tree::new(&tree, config)?, PATIENCE).map(drop)
         })?;
     }

@@ -205,8 +205,15 @@ impl Push<'_> {
             // Removed in this moment, or unmounted: the next release tells.
             return self.superseded();
         }
-        let stream = self.release.tree.stream();
-        rsync.run(&DELETE, &with_slash(&root.join(stream)), &format!("{stream}/"), b"")?;
+        for stream in self.release.tree.streams() {
+            let source = with_slash(&root.join(stream));
+            if !source.is_dir() {
+                // As for a tree that lists nothing.
+                log::debug!("mirror {}: no \"{}\", nothing deleted", self.name, source.display());
+                continue;
+            }
+            rsync.run(&DELETE, &source, &format!("{stream}/"), b"")?;
+        }
         memory.deleted(root);
         Ok(Outcome::Complete)
     }

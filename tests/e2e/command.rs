@@ -188,6 +188,93 @@ fn watch_keeps_the_last_index_until_it_knows_better() {
     }
 }
 
+/// Hashes outlive the watch, in its directory of data; and a change of settings, which begins anew.
+#[test]
+fn a_watch_that_starts_again_reads_only_what_changed() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    let large = 64 << 20;
+    let version = |day: u32| format!("{PRODUCT}/2026010{day}_0000");
+    dir.add_image(&version(1), "one");
+    let root = dir.tree().join(version(1)).join("rootfs.squashfs");
+    fs::OpenOptions::new().write(true).open(root).expect("root").set_len(large).expect("length");
+    let read = |watch: &Watch<'_>| {
+        let text = fs::read_to_string(format!("/proc/{}/io", watch.process().0)).expect("io");
+        let read = text.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("rchar");
+        read.parse::<u64>().expect("a number")
+    };
+    let hashes = dir.path().join("data/hashes.redb");
+    let written = || fs::metadata(&hashes).and_then(|meta| meta.modified()).ok();
+    {
+        let watch = Watch::start(&dir);
+        until_listed(&dir, &["20260101_0000"]);
+        assert!(read(&watch) > large);
+        let before = written();
+        until("the hashes are written", || (written() > before).then_some(()));
+        assert_eq!(fs::metadata(&hashes).expect("hashes").mode() & 0o777, 0o600);
+        let before = read(&watch);
+        configure(&dir, "aliases = [\"path\"]");
+        watch.says("from now on");
+        dir.add_image(&version(2), "two");
+        until_listed(&dir, &["20260101_0000", "20260102_0000"]);
+        assert!(read(&watch) - before < large, "settings that changed made it hash again");
+    }
+    dir.add_image(&version(3), "three");
+    let watch = Watch::start(&dir);
+    until_listed(&dir, &["20260101_0000", "20260102_0000", "20260103_0000"]);
+    assert!(read(&watch) < large, "everything was hashed again");
+    assert!(!watch.log().contains("hash cache"), "{}", watch.log());
+}
+
+#[test]
+fn several_streams_are_several_lists() {
+    let dir = Dir::new();
+    configure(&dir, "streams = [\"images-daily\"]");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    dir.add_image("images-daily/busybox/1.36/amd64/daily/20260102_0000", "two");
+    let said = succeed(&mut command(&dir, &["update"]));
+    assert!(said.contains("added busybox:1.36:amd64:daily 20260102_0000\n"), "{said}");
+    assert!(said.ends_with("2 products, 2 versions, 0 problems\n"), "{said}");
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(streams(&dir).join(name)).expect(name)).expect("JSON")
+    };
+    let index = read("index.json");
+    for name in ["images", "images-daily"] {
+        assert_eq!(index["index"][name]["path"], format!("streams/v1/{name}.json"), "{index}");
+        assert_eq!(read(&format!("{name}.json"))["products"].as_object().expect(name).len(), 1);
+    }
+    assert_eq!(succeed(&mut command(&dir, &["update"])), "2 products, 2 versions, 0 problems\n");
+}
+
+/// systemd is told what the watch does, and that it lives.
+#[test]
+fn systemd_sees_reloads_and_signs_of_life() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    let socket = UnixDatagram::bind(dir.path().join("notify")).expect("socket");
+    socket.set_read_timeout(Some(crate::harness::DEADLINE)).expect("timeout");
+    let heard = |wanted: &str| loop {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).unwrap_or_else(|err| panic!("no {wanted}: {err}"));
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if text.starts_with(wanted) {
+            return text;
+        }
+    };
+    let mut start = command(&dir, &["watch"]);
+    start.env("NOTIFY_SOCKET", dir.path().join("notify")).env("WATCHDOG_USEC", "400000");
+    let watch = Watch::start_as(&dir, &mut start);
+    heard("READY=1");
+    heard("STATUS=0 products");
+    heard("WATCHDOG=1");
+    heard("WATCHDOG=1");
+    succeed(&mut command(&dir, &["reload"]));
+    assert!(heard("RELOADING=1\n").contains("MONOTONIC_USEC="));
+    heard("READY=1");
+    drop(watch);
+    heard("STOPPING=1");
+}
+
 #[test]
 fn configuration_is_reloaded_by_signal_and_by_itself() {
     let dir = Dir::new();

@@ -85,7 +85,22 @@ pub struct Live {
     index: Index,
 }
 
+impl From<Index> for Live {
+    fn from(index: Index) -> Self {
+        Self { index }
+    }
+}
+
 impl Live {
+    /// Waits for something that no generation shows.
+    pub fn until(&self, what: &str, done: impl Fn(&Index) -> bool) {
+        let deadline = Instant::now() + Site::DEADLINE;
+        while !done(&self.index) {
+            assert!(Instant::now() < deadline, "{what} did not happen");
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for a generation that is as wanted.
     pub fn wait(&self, what: &str, wanted: impl Fn(&Images) -> bool) -> Images {
         let deadline = Instant::now() + Site::DEADLINE;

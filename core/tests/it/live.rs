@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
-use crate::common::{Site, VERSION, sha256};
+use crate::common::{Live, Site, VERSION, sha256};
 use serde_json::Value;
 use simplestreams::{Aliases, Settings};
 
@@ -554,4 +554,32 @@ fn stopping_is_prompt_and_leaves_no_thread() {
     drop(index);
     assert!(start.elapsed() < Duration::from_secs(20), "it waited for the file to end");
     drop(big);
+}
+
+/// With a file of hashes, a restart reads nothing again, but for what changed meanwhile.
+#[test]
+fn a_file_of_hashes_outlives_the_index() {
+    use simplestreams::{Index, IndexOptions};
+    let (site, data) = (Site::new(), tempfile::tempdir().unwrap());
+    let path = data.path().join("hashes");
+    site.image(VERSION, "first");
+    let open = || {
+        let options = IndexOptions { hash_cache: Some(path.clone()), ..IndexOptions::default() };
+        Live::from(Index::open_with(site.settings(), options).unwrap())
+    };
+    let index = open();
+    index.wait("the version", |images| images.versions() == 1);
+    let hashed = index.progress().bytes_hashed;
+    assert_eq!(hashed, "metadatafirst".len() as u64);
+    let written = || std::fs::metadata(&path).unwrap().modified().unwrap();
+    let before = written();
+    // Hashes that are young are not written yet.
+    index.until("they are written", |_| written() > before);
+    drop(index);
+
+    site.image("images/a/1/amd64/default/20240102", "second");
+    let index = open();
+    index.wait("both versions", |images| images.versions() == 2);
+    // The same bytes in another file are another file.
+    assert_eq!(index.progress().bytes_hashed, "metadatasecond".len() as u64);
 }
