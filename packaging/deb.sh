@@ -18,16 +18,13 @@ fail() {
 [ "$(id -u)" -eq 0 ] || fail "only root can make the systems that the packages are built in"
 [ $# -gt 0 ] || set -- bookworm trixie
 packaging/deps.sh package
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' "Codename: $codename" \
-    'Component: main' 'Origin: Debian' | head -n 1)
-[ -n "$site" ] || fail "apt has no \"$codename main\" of Debian, where others would be found too"
+site=$(packaging/debian-site.sh)
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 rust=$(rustc --print sysroot)
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 cargo fetch --quiet --locked
-version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+version=$(packaging/version.sh)
 
 # system NAME PACKAGES: a clean system of $release in $work/NAME
 system() {

@@ -16,7 +16,7 @@ set -euo pipefail
 build=(nginx nginx-dev gcc libc6-dev libclang-dev make pkg-config)
 run=(busybox-static ca-certificates curl openssl squashfs-tools xz-utils)
 test=(incus-base incus-client jq lxd lxd-client openssh-server python3-venv qemu-utils rsync wrk xdelta3 zstd)
-package=(busybox-static debian-archive-keyring mmdebstrap squashfs-tools xz-utils)
+package=(buildah busybox-static debian-archive-keyring mmdebstrap podman runc squashfs-tools xz-utils)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
 installed() {
@@ -72,12 +72,7 @@ candidate() {
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 if [[ " ${missing[*]} " == *" incus-base "* && $codename = bookworm ]]; then
     if ! candidate incus-base; then
-        site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' \
-            "Codename: $codename" 'Component: main' 'Origin: Debian' | head -n 1)
-        if [ -z "$site" ]; then
-            echo "$0: apt has no \"$codename main\" of Debian, so its backports cannot be found" >&2
-            exit 1
-        fi
+        site=$("$(dirname "$(realpath "$0")")/debian-site.sh")
         keyring=/usr/share/keyrings/debian-archive-keyring.gpg
         [ -e "$keyring" ] && signed="[signed-by=$keyring] " || signed=
         echo "deb $signed$site $codename-backports main" \
