@@ -6,7 +6,7 @@ export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
 
-.PHONY: help run test check module deb headers clean
+.PHONY: help run test check module deb image headers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,13 @@ module: headers ## build target/release/libngx_http_simplestreams_module.so
 
 deb: ## build and test packages for Debian 12 and 13, in target/deb (as root)
 	@packaging/deb.sh
+
+image: ## build and test a container image and an LXD/Incus image, in target/image (as root)
+	@packaging/deps.sh build run test package
+	@packaging/image.sh
+	@$(MAKE) --no-print-directory module
+	SIMPLESTREAMS_MODULE=$(MODULE) SIMPLESTREAMS_IMAGES=$(TARGET_DIR)/image \
+	    $(CARGO) test --test e2e packaged:: -- --ignored
 
 headers:
 	@packaging/deps.sh build

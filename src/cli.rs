@@ -111,6 +111,10 @@ pub struct Init {
     #[arg(long, value_name = "NAME|ADDRESS")]
     pub san: Vec<String>,
 
+    /// Make the certificate and nothing else
+    #[arg(long, alias = "certificate_only", conflicts_with = "ssl_skip")]
+    pub certificate_only: bool,
+
     /// The port that a new nginx site listens on [default: 8443, or 8080 with --ssl-skip]
     #[arg(long)]
     pub port: Option<u16>,

@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The first step that fails; those before it stay done.
 pub fn run(args: &Init, config: &Config) -> Result<()> {
     let steps = Steps { dry_run: args.dry_run };
+    if args.certificate_only {
+        return make_certificate(&steps, args, &certificate::names(&args.san));
+    }
     let root = absolute(&args.root_dir).context("--root-dir")?;
     let (images, streams) = (root.join("images"), root.join("streams/v1"));
     for dir in [&images, &streams] {
@@ -39,8 +42,7 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
     if args.ssl_skip {
         println!("no certificate: TLS ends at a proxy");
     } else {
-        steps.directory(&args.ssl_dir)?;
-        certificate::make(&steps, &args.ssl_dir, &names)?;
+        make_certificate(&steps, args, &names)?;
     }
     let site = site::Site { args, root: &root };
     let enabled = site.enable(&steps)?;
@@ -59,6 +61,11 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
     enabled.reload(&steps)?;
     say_how_to_add(args, &names);
     Ok(())
+}
+
+fn make_certificate(steps: &Steps, args: &Init, names: &[String]) -> Result<()> {
+    steps.directory(&args.ssl_dir)?;
+    certificate::make(steps, &args.ssl_dir, names)
 }
 
 /// Does things, or says that it would.

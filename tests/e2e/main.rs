@@ -13,5 +13,6 @@ mod housekeeping;
 mod kinds;
 mod live;
 mod mirrors;
+mod packaged;
 mod reload;
 mod serving;
