@@ -71,7 +71,8 @@ fn a_container_serves_and_keeps_its_certificate() {
     let url = format!("https://localhost:{}", ports[0]);
 
     // The first start, without a certificate.
-    let first = Container::run(&engine, &dir, ports, &["--read-only", "--tmpfs=/tmp"]);
+    let first =
+        Container::run(&engine, &dir, ports, &["--read-only", "--tmpfs=/tmp", "--cap-drop=all"]);
     until("it says that it is healthy", || first.healthy().then_some(()));
     let certificate = dir.path().join("first.crt");
     fs::write(&certificate, first.exec(&["cat", "/etc/nginx/ssl/nginx.crt"])).expect("certificate");

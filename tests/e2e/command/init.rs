@@ -106,6 +106,17 @@ fn init_behind_a_proxy_makes_no_certificate() {
 }
 
 #[test]
+fn init_makes_a_certificate_and_nothing_else() {
+    let dir = Dir::new();
+    let said = succeed(&mut init(&dir, free_port(), &["--certificate-only", "--san", "192.0.2.1"]));
+    assert!(said.contains("make certificate") && said.contains("192.0.2.1"), "{said}");
+    assert!(dir.path().join("ssl/nginx.key").exists());
+    assert!(!dir.path().join("www").exists() && !dir.path().join("sites-available").exists());
+    let said = succeed(&mut init(&dir, free_port(), &["--certificate-only"]));
+    assert!(said.contains("is there already"), "{said}");
+}
+
+#[test]
 fn init_undoes_what_nginx_refuses() {
     let dir = Dir::new();
     assert!(dir.test(AROUND).status.success());
