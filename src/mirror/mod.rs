@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use simplestreams::Snapshot;
 
 pub use ssh::is_installed;
@@ -57,6 +58,7 @@ pub struct Mirrors {
 
 impl Mirrors {
     pub fn new(data_dir: &Path, mirroring: Mirroring) -> Self {
+        raise_limit();
         Self {
             workers: BTreeMap::new(),
             board: Arc::new(Board::open(data_dir)),
@@ -136,6 +138,18 @@ impl Drop for Mirrors {
     }
 }
 
+/// Files that one push holds open at most, wherever more are allowed.
+const MAX_HELD: usize = 1 << 16;
+
+/// Allows this process as many open files as it may allow itself, for those that are being pushed.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without it they are pushed in smaller batches.
+    if let Err(err) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::debug!("cannot raise the limit of open files ({err})");
+    }
+}
+
 /// So many may push at once.
 #[derive(Debug)]
 pub struct Slots {
@@ -155,6 +169,15 @@ impl Slots {
     fn resize(&self, count: u32) {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).1 = count;
         self.changed.notify_all();
+    }
+
+    /// How many files each that pushes may hold open.
+    pub fn descriptors(&self) -> usize {
+        let count = self.counts.lock().unwrap_or_else(PoisonError::into_inner).1;
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        // Half of them is for everything else.
+        let share = limit / 2 / u64::from(count.max(1));
+        usize::try_from(share).unwrap_or(MAX_HELD).clamp(1, MAX_HELD)
     }
 
     /// Waits for a place; none once `stopped` says so.

@@ -5,7 +5,8 @@
 //!    the same name: an index without the versions that this is about.
 //! 2. The files of all listed versions, put in place when the last one has arrived
 //!    (`--delay-updates`). A version that is being uploaded here is not listed and not pushed; a file
-//!    that the mirror has as it is listed is not pushed again, whatever has become of it here.
+//!    that the mirror has as it is listed is not pushed again, whatever has become of it here. What
+//!    rsync reads is not the tree but what was opened in it: see [`Staging`].
 //! 3. Where index files are pushed: the lists of products, then `index.json`.
 //! 4. Deletions: what is in the tree there and not in the tree here.
 //!
@@ -14,7 +15,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +68,8 @@ pub struct Push<'p> {
     pub mirror: &'p Mirror,
     pub data_dir: &'p Path,
     pub release: &'p Arc<Release>,
+    /// How many files may be held open.
+    pub batch: usize,
     pub latest: &'p dyn Fn() -> Option<Arc<Release>>,
     pub stopped: &'p dyn Fn() -> bool,
 }
@@ -133,16 +135,16 @@ impl Push<'_> {
 
     /// Pushes what is listed; false if a file changed meanwhile, so that nobody knows what arrived.
     fn push_files(&self, rsync: &Rsync<'_>, memory: &Memory) -> Result<bool, Fault> {
-        let root = with_slash(&self.release.tree.settings.root);
+        let root = &self.release.tree.settings.root;
         let listed = self.release.listing.files();
-        let before: Vec<_> = listed.keys().map(|path| stamp(&root.join(path))).collect();
-        let mut groups: BTreeMap<Has, Vec<String>> = BTreeMap::new();
+        let mut groups: BTreeMap<Has, BTreeSet<&str>> = BTreeMap::new();
         for (path, (sha256, _)) in &listed {
-            groups.entry(memory.has(path, sha256)).or_default().push((*path).to_owned());
+            groups.entry(memory.has(path, sha256)).or_default().insert(path);
         }
-        let companions = companions(&root, listed.keys().copied());
+        let companions = companions(root, listed.keys().copied());
         if !companions.is_empty() {
-            groups.entry(Has::Unknown).or_default().extend(companions);
+            let unknown = groups.entry(Has::Unknown).or_default();
+            unknown.extend(companions.iter().map(String::as_str));
         }
         for (has, paths) in groups {
             // Links below the root are listed as what they point to, and pushed as that.
@@ -151,13 +153,29 @@ impl Push<'_> {
                 // They may have the same size and time.
                 Has::Other => options.push("--ignore-times"),
                 Has::Unknown => {}
-                // Unless somebody removed it there.
+                // Unless somebody removed it there, which is asked before anything is staged.
+                Has::Same if !self.is_any_missing(rsync, &paths)? => continue,
                 Has::Same => options.push("--ignore-existing"),
             }
-            rsync.run(&options, &root, "", &nul_separated(&paths))?;
+            for batch in batches(&paths, self.batch) {
+                let names = batch.iter().copied();
+                let staging = Staging::of_files(self.data_dir, self.name, root, names)
+                    .map_err(|err| Fault::Failed(format!("{err:#}")))?;
+                rsync.run(&options, &with_slash(staging.path()), "", &nul_separated(&batch))?;
+                if !staging.is_unchanged() {
+                    return Ok(false);
+                }
+            }
         }
-        let after: Vec<_> = listed.keys().map(|path| stamp(&root.join(path))).collect();
-        Ok(before == after)
+        Ok(true)
+    }
+
+    /// Whether the mirror lacks any of these files, by a run that sends nothing.
+    fn is_any_missing(&self, rsync: &Rsync<'_>, paths: &BTreeSet<&str>) -> Result<bool, Fault> {
+        let paths: Vec<&str> = paths.iter().copied().collect();
+        let more = ["--copy-links", "--ignore-existing", "--dry-run", "--out-format=%n"];
+        let root = with_slash(&self.release.tree.settings.root);
+        rsync.run(&[&LISTED[..], &more].concat(), &root, "", &nul_separated(&paths))
     }
 
     /// Whether what was pushed may no longer be listed, for it is no longer what it was.
@@ -175,7 +193,7 @@ impl Push<'_> {
 
     /// Pushes index files: the lists of products, then `index.json`.
     fn push_index(&self, rsync: &Rsync<'_>, files: &[(String, Vec<u8>)]) -> Result<(), Fault> {
-        let staging = Staging::new(self.data_dir, self.name, files)
+        let staging = Staging::of_index(self.data_dir, self.name, files)
             .map_err(|err| Fault::Failed(format!("cannot stage the index ({err:#})")))?;
         let is_index = |name: &str| name.strip_suffix(".gz").unwrap_or(name) == INDEX;
         // By content: two generations may well have the same size and second.
@@ -223,14 +241,26 @@ fn with_slash(path: &Path) -> PathBuf {
     path.join("")
 }
 
-/// What changes when a file does.
-fn stamp(path: &Path) -> Option<(u64, u64, i64, i64)> {
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec()))
+/// `paths` in batches of `most`, or some more: the files of one directory stay together.
+fn batches<'p>(paths: &BTreeSet<&'p str>, most: usize) -> Vec<Vec<&'p str>> {
+    let directory = |path: &'p str| path.rsplit_once('/').map(|(directory, _)| directory);
+    let mut batches: Vec<Vec<&str>> = Vec::new();
+    for &path in paths {
+        match batches.last_mut() {
+            Some(batch)
+                if batch.len() < most
+                    || batch.last().is_some_and(|last| directory(last) == directory(path)) =>
+            {
+                batch.push(path);
+            }
+            _ => batches.push(vec![path]),
+        }
+    }
+    batches
 }
 
-fn nul_separated(names: &[String]) -> Vec<u8> {
-    names.iter().flat_map(|name| name.bytes().chain([0])).collect()
+fn nul_separated(names: &[impl AsRef<str>]) -> Vec<u8> {
+    names.iter().flat_map(|name| name.as_ref().bytes().chain([0])).collect()
 }
 
 /// What else belongs to the listed files: see [`OVERRIDES`] and [`PROMISES`].
@@ -252,4 +282,18 @@ fn companions<'f>(root: &Path, files: impl Iterator<Item = &'f str>) -> BTreeSet
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_directories_together() {
+        let paths = BTreeSet::from(["a/1", "a/2", "a/3", "b/1", "b/2", "c/1"]);
+        let split = |most| batches(&paths, most);
+        assert_eq!(split(1), [vec!["a/1", "a/2", "a/3"], vec!["b/1", "b/2"], vec!["c/1"]]);
+        assert_eq!(split(4), [vec!["a/1", "a/2", "a/3", "b/1", "b/2"], vec!["c/1"]]);
+        assert_eq!(split(9).len(), 1);
+    }
 }

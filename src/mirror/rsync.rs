@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use super::ssh;
 use crate::config::Mirror;
 use crate::logging::one_line;
+use crate::notify::SOCKET;
 
 /// How often it is looked whether rsync has ended, or should.
 const TICK: Duration = Duration::from_millis(50);
@@ -48,7 +49,8 @@ pub struct Rsync<'m> {
 
 impl Rsync<'_> {
     /// Runs rsync with `options` from `source` to the directory `below` the mirror's root, with
-    /// `input` on its standard input. Both end in a slash, or are empty.
+    /// `input` on its standard input. Both end in a slash, or are empty. Says whether it named any
+    /// file on its standard output, as it does if the options ask for that.
     ///
     /// # Errors
     ///
@@ -59,7 +61,7 @@ impl Rsync<'_> {
         source: &std::path::Path,
         below: &str,
         input: &[u8],
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
         let Mirror { user, bandwidth, .. } = self.mirror;
         if !ssh::is_installed("rsync") {
             return Err(Fault::Failed("rsync is missing; install the package rsync".to_owned()));
@@ -74,16 +76,18 @@ impl Rsync<'_> {
             false => Command::new("rsync"),
         };
         // A name in the tree, or the path there, must be neither an option nor a shell's word:
-        // names come on standard input, paths behind `--`, and `--secluded-args` keeps them from
-        // the shell of the mirror.
-        command.args(["--secluded-args", &format!("--timeout={IO_TIMEOUT}")]);
+        // names come on standard input, paths behind `--`, and `-s` (`--protect-args`, later
+        // `--secluded-args`) keeps them from the shell of the mirror.
+        command.args(["-s", &format!("--timeout={IO_TIMEOUT}")]);
         command.arg(format!("--rsh={}", ssh::command(self.mirror)));
         command.args(bandwidth.iter().map(|rate| format!("--bwlimit={rate}")));
         command.args(options).arg("--").arg(source);
         command.arg(format!("{user}@{}:{}/{below}", ssh::host(self.mirror), self.path));
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // The environment's shell and options are for people.
-        for name in ["RSYNC_RSH", "RSYNC_OLD_ARGS", "RSYNC_PROTECT_ARGS", "RSYNC_PARTIAL_DIR"] {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // The environment's shell and options are for people, the service manager is for the watch.
+        for name in
+            ["RSYNC_RSH", "RSYNC_OLD_ARGS", "RSYNC_PROTECT_ARGS", "RSYNC_PARTIAL_DIR", SOCKET]
+        {
             command.env_remove(name);
         }
         command.process_group(0).current_dir("/");
@@ -93,8 +97,9 @@ impl Rsync<'_> {
         self.wait(child, input)
     }
 
-    fn wait(&self, mut child: Child, input: &[u8]) -> Result<(), Fault> {
+    fn wait(&self, mut child: Child, input: &[u8]) -> Result<bool, Fault> {
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let stdout = child.stdout.take();
         thread::scope(|scope| {
             // Both ends at once: either pipe may fill up.
             scope.spawn(move || {
@@ -103,12 +108,14 @@ impl Rsync<'_> {
                     drop(stdin.write_all(input));
                 }
             });
+            let named = scope.spawn(move || stdout.is_some_and(names_any));
             let lines = scope.spawn(move || stderr.map(last_lines).unwrap_or_default());
             let ended = self.wait_or_stop(&mut child);
             let lines = lines.join().unwrap_or_default();
+            let named = named.join().unwrap_or(true);
             match ended.map_err(|err| Fault::Failed(format!("cannot wait for rsync ({err})")))? {
                 None => Err(Fault::Stopped),
-                Some(status) if status.success() => Ok(()),
+                Some(status) if status.success() => Ok(named),
                 Some(status) => Err(Fault::Failed(self.explain(status, &lines))),
             }
         })
@@ -154,6 +161,19 @@ fn end(child: &Child, signal: Signal) {
     {
         log::warn!("cannot end rsync ({err})");
     }
+}
+
+/// Whether any line is something else than a directory.
+fn names_any(stdout: impl Read) -> bool {
+    let mut any = false;
+    let mut reader = BufReader::new(stdout);
+    let mut line = Vec::new();
+    // To its end, or rsync would wait for a reader.
+    while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        any |= !matches!(line.trim_ascii_end(), [] | [.., b'/']);
+        line.clear();
+    }
+    any
 }
 
 fn last_lines(stderr: impl Read) -> Vec<String> {

@@ -143,6 +143,7 @@ impl Loop {
                 mirror: &self.mirror,
                 data_dir: &self.data_dir,
                 release: &release,
+                batch: self.slots.descriptors(),
                 latest: &|| self.inbox.latest(),
                 stopped: &stopped,
             };

@@ -270,6 +270,61 @@ fn what_is_pushed_is_what_is_listed() {
     assert!(!files(dir.path()).keys().any(|path| path.ends_with("/pwned")), "a name was run");
 }
 
+/// Whoever may write to the tree replaces a file that is about to be sent by a link to what the watch
+/// may read: the mirror never gets a byte of that.
+#[test]
+fn a_link_in_place_of_a_listed_file_sends_nothing_else() {
+    let dir = Dir::new();
+    let mut one = Sshd::start(&dir, "one");
+    one.kill();
+    configure(&dir, &format!("{QUICK}{}", mirror("one", &one, "bandwidth = 512")));
+    // Sent in the order of their names: the first takes a while.
+    add_large(&dir, "20260101_0000", 1);
+    dir.add_image(&format!("{PRODUCT}/20260102_0000"), "second");
+    let secret = b"a secret of the watch's user";
+    fs::write(dir.path().join("secret"), secret).expect("secret");
+    let watch = Watch::start(&dir);
+    watch.says("trying again");
+    one.restart();
+    let there = |name: &str| files(&dir.path().join("one")).keys().any(|path| path.contains(name));
+    until("the first is under way", || there("20260101_0000/.").then_some(()));
+    assert!(!there("20260102_0000"), "the second was sent before the first");
+    let root = dir.tree().join(PRODUCT).join("20260102_0000/rootfs.squashfs");
+    let image = Digest::of(&fs::read(&root).expect("root"));
+    std::os::unix::fs::symlink(dir.path().join("secret"), root.with_extension("new"))
+        .expect("link");
+    fs::rename(root.with_extension("new"), &root).expect("swapped");
+    let secret = Digest::of(secret);
+    until("the push has ended", || {
+        let all = files(&dir.path().join("one"));
+        assert!(!all.values().any(|digest| *digest == secret), "the secret was sent: {all:?}");
+        // The next generation is without the second.
+        let ended = state(&dir, "one")["last_success"].is_u64();
+        ended.then(|| assert!(all.values().filter(|digest| **digest == image).count() <= 1))
+    });
+    assert!(there("20260101_0000/rootfs.squashfs"));
+    assert!(!there("20260101_0000/."), "temporary files are left");
+    let left = fs::read_dir(dir.path().join("data/mirrors")).expect("data").flatten();
+    assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "staging is left");
+}
+
+/// Somebody removes a file from a mirror, by hand: the next push puts it back.
+#[test]
+fn what_goes_missing_on_a_mirror_comes_back() {
+    let dir = Dir::new();
+    let one = Sshd::start(&dir, "one");
+    configure(&dir, &format!("{QUICK}{}", mirror("one", &one, "")));
+    let version = |day: u32| format!("{PRODUCT}/2026010{day}_0000");
+    dir.add_image(&version(1), "first");
+    let _watch = Watch::start(&dir);
+    until_same(&dir, "one");
+    until("it is known to have it", || state(&dir, "one")["last_success"].as_u64());
+    fs::remove_file(dir.path().join("one").join(version(1)).join("rootfs.squashfs"))
+        .expect("there");
+    dir.add_image(&version(2), "second");
+    until_same(&dir, "one");
+}
+
 /// With `push_streams` a mirror is any web server. Whatever happens at the master, what its index
 /// lists is there, with the hash that it lists.
 #[test]
