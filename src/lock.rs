@@ -4,7 +4,7 @@
 //! them however that ends. What is written in them is for people, and for `reload`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -16,6 +16,9 @@ use crate::exit::{Exit, Stop};
 /// In the directory of index files: whoever may write those may write this. It begins with a dot,
 /// so that neither web servers nor mirrors take it for a part of the index.
 const LOCK: &str = ".lxd-image-server.lock";
+
+/// Longest line that is shown of such a file, in bytes.
+const MAX_LINE: u64 = 512;
 
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub fn streams(streams_dir: &Path) -> Result<Lock> {
             Ok(Lock { _file: file })
         }
         Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).unwrap_or_default();
+            let holder = read_start(&file);
             let (pid, command) = holder.trim().split_once(' ').unwrap_or(("unknown", "unknown"));
             Err(Stop::with(
                 Exit::Locked,
@@ -90,6 +93,15 @@ fn leads_to(path: &Path, file: &File) -> bool {
     there.is_some() && there == identity(file.metadata())
 }
 
+/// The first line of a file, or the beginning of it: others may have written there what they like.
+fn read_start(file: &File) -> String {
+    let mut bytes = Vec::new();
+    // What cannot be read is not known, which is what it says then.
+    drop(file.take(MAX_LINE).read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
 fn write(file: &mut File, text: &str) -> io::Result<()> {
     file.set_len(0)?;
     file.write_all(text.as_bytes())
@@ -122,7 +134,7 @@ impl PidFile {
                 Ok(Self { path: path.to_owned(), _file: file })
             }
             Err(TryLockError::WouldBlock) => {
-                let pid = fs::read_to_string(path).unwrap_or_default();
+                let pid = read_start(&file);
                 let (path, pid) = (path.display(), pid.trim());
                 let message = format!("pid file \"{path}\" belongs to a running watch: pid {pid}");
                 Err(Stop::with(Exit::Locked, message))
@@ -146,8 +158,7 @@ impl PidFile {
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => {
-                let text = fs::read_to_string(path).with_context(what)?;
-                let pid: Option<i32> = text.trim().parse().ok().filter(|pid| *pid > 0);
+                let pid: Option<i32> = read_start(&file).trim().parse().ok().filter(|pid| *pid > 0);
                 let pid = pid.with_context(|| format!("no pid in \"{}\"", path.display()))?;
                 // The service's user writes this file, and root believes it: a process that has
                 // not even opened it is none of ours.

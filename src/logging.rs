@@ -200,11 +200,14 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// `text` with control characters escaped.
+/// `text` with everything escaped that would end the line, or make it look like another one: control
+/// characters, separators of lines, and marks that turn the direction of what follows.
 pub fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        let turns = matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+            || ('\u{2066}'..='\u{2069}').contains(&c);
+        if turns || c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -247,5 +250,6 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&line(Format::Json, false)).unwrap();
         assert_eq!(json["level"], "warn");
         assert_eq!(json["message"], "a \"b\"\\nforged");
+        assert_eq!(one_line("ä\u{202e}\u{2028}\u{1b}[2J"), "ä\\u{202e}\\u{2028}\\u{1b}[2J");
     }
 }

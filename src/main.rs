@@ -22,9 +22,11 @@ mod logging;
 mod mirror;
 mod mirrors;
 mod notify;
+mod out;
 mod progress;
 mod rehash;
 mod reload;
+mod replace;
 mod streams;
 mod tree;
 mod update;
@@ -43,7 +45,7 @@ use logging::{Format, LogSettings, Target};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(&cli) {
+    match run(&cli).and_then(|()| out::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             let code = exit::code_of(&err);

@@ -3,11 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::cli;
 use crate::config::Config;
 use crate::logging::one_line;
 use crate::mirror::board::{self, Entry, State};
+use crate::out;
 
 /// Prints what the watch wrote down, with the mirrors that it has not heard of yet.
 ///
@@ -19,28 +22,39 @@ pub fn run(args: &cli::Mirrors, config: &Config) -> Result<()> {
     for name in config.mirrors.keys() {
         state.mirrors.entry(name.clone()).or_default();
     }
+    if !is_running(state.pid) {
+        // It may have been killed.
+        state.pid = 0;
+        state.mirrors.values_mut().for_each(|entry| entry.pushing = false);
+    }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&state)?);
+        out::line(format_args!("{}", serde_json::to_string_pretty(&state)?));
         return Ok(());
     }
     if state.pid == 0 && !state.mirrors.is_empty() {
-        println!("no watch is running; this is how the last one left it");
+        out::line(format_args!("no watch is running; this is how the last one left it"));
     }
     if state.mirrors.is_empty() {
-        println!("no mirrors");
+        out::line(format_args!("no mirrors"));
     }
     for (name, entry) in &state.mirrors {
-        println!("{name}: {}", line(entry, &state));
+        out::line(format_args!("{name}: {}", line(entry, &state)));
         if let Some(error) = &entry.last_error {
             let times = entry.failures;
-            println!(
+            out::line(format_args!(
                 "  failed {times} times, last {}: {}",
                 ago(entry.last_failure),
                 one_line(error)
-            );
+            ));
         }
     }
     Ok(())
+}
+
+/// Whether there is a process `pid`.
+fn is_running(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 fn line(entry: &Entry, state: &State) -> String {

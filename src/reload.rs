@@ -21,7 +21,8 @@ pub fn run(config: &Config) -> Result<()> {
         ));
     };
     let target = Pid::from_raw(pid).with_context(|| format!("no pid in \"{path}\""))?;
-    kill_process(target, Signal::HUP).with_context(|| format!("cannot signal process {pid}"))?;
+    kill_process(target, Signal::HUP)
+        .with_context(|| format!("cannot signal process {pid}: only its user may, and root"))?;
     log::info!("told process {pid} to read its configuration again");
     Ok(())
 }

@@ -11,13 +11,13 @@
 //!
 //! What has the right bytes already is not touched.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use simplestreams::Snapshot;
+
+use crate::replace;
 
 /// The document that names the others.
 pub const INDEX: &str = "index.json";
@@ -59,9 +59,10 @@ pub fn write_files(dir: &Path, files: &[(String, &[u8])]) -> Result<bool> {
         if is(&path, bytes) {
             continue;
         }
-        let beside = dir.join(format!(".{name}.new"));
+        let beside = replace::beside(&path);
         staged.0.push((beside.clone(), path.clone()));
-        stage(&beside, bytes).with_context(|| format!("cannot write \"{}\"", path.display()))?;
+        replace::stage(&beside, bytes, 0o644)
+            .with_context(|| format!("cannot write \"{}\"", path.display()))?;
     }
     let any = !staged.0.is_empty();
     for (beside, path) in std::mem::take(&mut staged.0) {
@@ -69,8 +70,8 @@ pub fn write_files(dir: &Path, files: &[(String, &[u8])]) -> Result<bool> {
             .with_context(|| format!("cannot replace \"{}\"", path.display()))?;
     }
     if any {
-        let sync = || File::open(dir)?.sync_all();
-        sync().with_context(|| format!("cannot sync \"{}\"", dir.display()))?;
+        replace::sync_directory(dir)
+            .with_context(|| format!("cannot sync \"{}\"", dir.display()))?;
     }
     Ok(any)
 }
@@ -90,18 +91,6 @@ impl Drop for Staged {
 fn is(path: &Path, bytes: &[u8]) -> bool {
     let same_length = fs::metadata(path).is_ok_and(|meta| meta.len() == bytes.len() as u64);
     same_length && fs::read(path).is_ok_and(|there| there == bytes)
-}
-
-fn stage(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-        _ => {} // Left behind by one that was killed; the lock makes it ours.
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-    file.write_all(bytes)?;
-    // Whatever the umask is: web servers run as another user.
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::exit::{Exit, Stop};
 use crate::listing::Listing;
 use crate::progress::Shown;
 use crate::tree::Tree;
-use crate::{lock, logging, rehash, streams};
+use crate::{lock, logging, out, rehash, streams};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,15 +38,15 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
     }
     let problems = snapshot.problems();
     for problem in &problems {
-        println!("problem {}", logging::one_line(&problem.to_string()));
+        out::line(format_args!("problem {}", logging::one_line(&problem.to_string())));
     }
     let counts = snapshot.counts();
-    println!(
+    out::line(format_args!(
         "{} products, {} versions, {} problems",
         counts.products,
         counts.versions,
         problems.len()
-    );
+    ));
     if args.strict && !problems.is_empty() {
         return Err(Stop::with(Exit::Problems, "there are problems"));
     }
@@ -69,7 +69,7 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     let before = tree.written();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
     for change in Listing::of(&snapshot).changes_since(&before) {
-        println!("{}", logging::one_line(&change));
+        out::line(format_args!("{}", logging::one_line(&change)));
     }
     let dir = tree.streams_dir.display();
     match written {

@@ -24,7 +24,8 @@ pub struct Mirror {
     pub user: String,
     /// Host name or address, for ssh.
     pub host: String,
-    pub port: u16,
+    /// ssh's own, which its configuration may name, if it is not said.
+    pub port: Option<u16>,
     pub key_path: PathBuf,
     /// The root there, which holds the directory of images; the same as here if it is not said.
     pub path: Option<String>,
@@ -134,10 +135,10 @@ impl Table<'_> {
             user: self.checked("user", user)?.ok_or(Problem::Missing("a \"user\""))?,
             host: self.host(remote, url)?,
             port: self.port()?,
-            key_path: key_path.ok_or(Problem::Missing("a \"key_path\""))?.0.into(),
+            key_path: file(key_path.ok_or(Problem::Missing("a \"key_path\""))?.0),
             path: self.root()?,
             bandwidth: self.bandwidth()?,
-            known_hosts: self.text("known_hosts")?.map(|(path, _)| path.into()),
+            known_hosts: self.text("known_hosts")?.map(|(path, _)| file(path)),
             push_streams: self.switch("push_streams")?,
         };
         for (key, said) in std::mem::take(&mut self.said) {
@@ -204,12 +205,12 @@ impl Table<'_> {
         host.ok_or(Problem::Missing("a host in its \"url\""))
     }
 
-    fn port(&mut self) -> Result<u16, Refusal> {
+    fn port(&mut self) -> Result<Option<u16>, Refusal> {
         let Some(said) = self.take("port") else {
-            return Ok(22);
+            return Ok(None);
         };
         match said.value {
-            Value::Number(port @ 1..=65535) => Ok(u16::try_from(port).unwrap_or(22)),
+            Value::Number(port @ 1..=65535) => Ok(u16::try_from(port).ok()),
             Value::Number(_) => {
                 Err(wrong(&said.place, &self.key("port"), "must be from 1 to 65535"))
             }
@@ -253,6 +254,17 @@ impl Table<'_> {
             }
         }
     }
+}
+
+/// The path of a file that ssh is to use. As for ssh, `~/` is the user's home; and what is relative is so to
+/// where this process runs, not to where rsync does.
+fn file(path: String) -> PathBuf {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let path = match (path.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
+        _ => PathBuf::from(path),
+    };
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 fn is_plain(text: &str, more: &str) -> bool {

@@ -18,12 +18,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use log::LevelFilter;
-use simplestreams::{Aliases, Settings, check_stream_name};
+use simplestreams::{Aliases, Settings, check_stream_name, default_threads};
 
 pub use mirrors::Mirror;
 pub use source::Refusal;
 
 use crate::logging::{Format, LogSettings, Target};
+use crate::out;
 use reader::{Reader, Shown};
 use source::Sayings;
 
@@ -39,6 +40,9 @@ const CONCURRENCY: u32 = 4;
 /// Longest time between two tries to reach a mirror that is down. It catches up at most this long
 /// after it is back.
 const RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// The shortest one, and the first.
+pub const RETRY_MIN: Duration = Duration::from_secs(1);
 
 /// Environment variable that names one more file.
 const NAMED: &str = "LXD_IMAGE_SERVER_CONFIG";
@@ -131,6 +135,7 @@ impl Config {
         let mut reader = Reader::new(said, notes);
         let aliases = aliases(&mut reader)?;
         let streams = streams(&mut reader)?;
+        let threads = u32::try_from(default_threads().get()).ok();
         let pid_file_named = reader.is_said("pid_file");
         let config = Self {
             img_dir: reader.path("img_dir", IMG_DIR)?,
@@ -141,12 +146,16 @@ impl Config {
             data_dir: reader.path("data_dir", DATA_DIR)?,
             settle: reader.duration("settle", Settings::DEFAULT_SETTLE)?,
             rescan: reader.duration("rescan", Settings::DEFAULT_RESCAN)?,
-            threads: reader.count("threads", 1024)?.and_then(|n| NonZeroUsize::new(n as usize)),
+            threads: reader
+                .count("threads", 1024, threads)?
+                .and_then(|n| NonZeroUsize::new(n as usize)),
             aliases,
             log: log_settings(&mut reader)?,
             mirroring: Mirroring {
-                concurrency: reader.count("mirroring.concurrency", 64)?.unwrap_or(CONCURRENCY),
-                retry_max: reader.duration("mirroring.retry_max", RETRY_MAX)?,
+                concurrency: reader
+                    .count("mirroring.concurrency", 64, Some(CONCURRENCY))?
+                    .unwrap_or(CONCURRENCY),
+                retry_max: retry_max(&mut reader)?,
             },
             mirrors: mirrors::read(&mut reader)?,
             shown: Vec::new(),
@@ -162,7 +171,7 @@ pub fn print(config: &Config) {
     let line = |shown: &Shown| format!("{} = {}", shown.key, shown.value);
     let width = config.shown.iter().map(|shown| line(shown).len()).max().unwrap_or(0);
     for shown in &config.shown {
-        println!("{:width$}  # {}", line(shown), shown.origin);
+        out::line(format_args!("{:width$}  # {}", line(shown), shown.origin));
     }
 }
 
@@ -197,6 +206,18 @@ fn streams(reader: &mut Reader) -> Result<Vec<String>, Refusal> {
         }
     }
     Ok(names)
+}
+
+fn retry_max(reader: &mut Reader) -> Result<Duration, Refusal> {
+    let place = reader.place("mirroring.retry_max");
+    let time = reader.duration("mirroring.retry_max", RETRY_MAX)?;
+    match place {
+        // A mirror that is down is not to be asked all the time.
+        Some(place) if time < RETRY_MIN => {
+            Err(reader::wrong(&place, "mirroring.retry_max", "must be at least 1s"))
+        }
+        _ => Ok(time),
+    }
 }
 
 fn log_settings(reader: &mut Reader) -> Result<LogSettings, Refusal> {

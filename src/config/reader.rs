@@ -54,6 +54,11 @@ impl Reader {
         self.said.contains_key(&split(key))
     }
 
+    /// Where a file says `key`.
+    pub fn place(&self, key: &str) -> Option<Place> {
+        self.said.get(&split(key)).map(|said| said.place.clone())
+    }
+
     pub fn note(&mut self, note: String) {
         self.notes.push(note);
     }
@@ -129,10 +134,15 @@ impl Reader {
         duration.ok_or_else(|| wrong(&said.place, key, what))
     }
 
-    /// A number from 1 to `most`; none if it was not said.
-    pub fn count(&mut self, key: &str, most: u32) -> Result<Option<u32>, Refusal> {
-        let Some(said) = self.take(key, "") else {
-            self.shown.pop();
+    /// A number from 1 to `most`; none if it was not said, which comes to `default`.
+    pub fn count(
+        &mut self,
+        key: &str,
+        most: u32,
+        default: Option<u32>,
+    ) -> Result<Option<u32>, Refusal> {
+        let shown = default.map_or(String::new(), |number| number.to_string());
+        let Some(said) = self.take(key, &shown) else {
             return Ok(None);
         };
         let Value::Number(number) = said.value else {

@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,9 +88,37 @@ impl std::error::Error for Refusal {}
 ///
 /// When it cannot be read, or is no TOML.
 pub fn read(path: &Path) -> Result<Sayings, Refusal> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|err| Refusal(format!("cannot read \"{}\" ({err})", path.display())))?;
+    let refuse = |err: io::Error| Refusal(format!("cannot read \"{}\" ({err})", path.display()));
+    let mut file = File::open(path).map_err(refuse)?;
+    check_writers(path, &file.metadata().map_err(refuse)?).map_err(Refusal)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(refuse)?;
     parse(path, &text)
+}
+
+/// Refuses a file that everybody may write to or replace: it names directories, keys and hosts.
+fn check_writers(path: &Path, meta: &Metadata) -> Result<(), String> {
+    let everybody = |what: &Path| {
+        let (what, shown) = (what.display(), path.display());
+        Err(format!(
+            "everybody may write to \"{what}\", so \"{shown}\" is not read; run: chmod o-w {what}"
+        ))
+    };
+    if meta.is_file() && meta.mode() & 0o002 != 0 {
+        return everybody(path);
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let Ok(dir) = std::fs::metadata(parent) else {
+        return Ok(());
+    };
+    let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+    // In a sticky one, everybody may add a file, and replace none but their own.
+    let sticky = dir.mode() & 0o1000 != 0 && own;
+    if meta.is_file() && dir.mode() & 0o002 != 0 && !sticky {
+        return everybody(parent);
+    }
+    Ok(())
 }
 
 /// Parses the text of the file `path`.

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, date_time_ymd};
 
 use super::{Steps, write_new};
+use crate::out;
 
 pub const CERTIFICATE: &str = "nginx.crt";
 pub const KEY: &str = "nginx.key";
@@ -29,7 +30,7 @@ pub fn make(steps: &Steps, dir: &Path, names: &[String]) -> Result<()> {
     let (certificate, key) = (dir.join(CERTIFICATE), dir.join(KEY));
     match (certificate.exists(), key.exists()) {
         (true, true) => {
-            println!("the certificate {} is there already", certificate.display());
+            out::line(format_args!("the certificate {} is there already", certificate.display()));
             Ok(())
         }
         (true, false) => bail!("{} is there without its key {KEY}", certificate.display()),

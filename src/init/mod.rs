@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use crate::cli::{Init, TreeArgs};
 use crate::config::Config;
 use crate::tree::Tree;
-use crate::update;
+use crate::{out, update};
 
 /// How long the first index waits for files that are being written; the next one has them.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,14 +40,14 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
     }
     let names = certificate::names(&args.san);
     if args.ssl_skip {
-        println!("no certificate: TLS ends at a proxy");
+        out::line(format_args!("no certificate: TLS ends at a proxy"));
     } else {
         make_certificate(&steps, args, &names)?;
     }
     let site = site::Site { args, root: &root };
     let enabled = site.enable(&steps)?;
     if fs::exists(streams.join("images.json")).unwrap_or(false) {
-        println!("the index is there already");
+        out::line(format_args!("the index is there already"));
     } else {
         steps.step(&format!("make the first index in {}", streams.display()), || {
             let tree = TreeArgs {
@@ -77,10 +77,10 @@ impl Steps {
     /// Says `what` and does it.
     fn step(&self, what: &str, go: impl FnOnce() -> Result<()>) -> Result<()> {
         if self.dry_run {
-            println!("would {what}");
+            out::line(format_args!("would {what}"));
             return Ok(());
         }
-        println!("{what}");
+        out::line(format_args!("{what}"));
         go().with_context(|| format!("cannot {what}"))
     }
 
@@ -104,17 +104,22 @@ fn write_new(path: &Path, text: &str, mode: u32) -> io::Result<()> {
 fn say_how_to_add(args: &Init, names: &[String]) {
     let host = names.first().map_or("localhost", String::as_str);
     let port = args.port.unwrap_or(site::PORT_TLS);
-    println!("\nAdd this server to a client, under a name such as \"mine\":\n");
+    out::line(format_args!("\nAdd this server to a client, under a name such as \"mine\":\n"));
     let url = match args.ssl_skip {
         true => "https://YOUR-PROXY".to_owned(),
         false => format!("https://{host}:{port}"),
     };
     for client in ["lxc", "incus"] {
         if !args.ssl_skip {
-            println!("    mkdir -p ~/.config/{client}/servercerts");
+            out::line(format_args!("    mkdir -p ~/.config/{client}/servercerts"));
             let certificate = args.ssl_dir.join(certificate::CERTIFICATE);
-            println!("    cp {} ~/.config/{client}/servercerts/mine.crt", certificate.display());
+            out::line(format_args!(
+                "    cp {} ~/.config/{client}/servercerts/mine.crt",
+                certificate.display()
+            ));
         }
-        println!("    {client} remote add mine {url} --protocol=simplestreams --public\n");
+        out::line(format_args!(
+            "    {client} remote add mine {url} --protocol=simplestreams --public\n"
+        ));
     }
 }

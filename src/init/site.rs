@@ -13,6 +13,7 @@ use super::{Steps, certificate, write_new};
 use crate::cli::Init;
 use crate::logging::one_line;
 use crate::mirror::is_installed;
+use crate::out;
 
 /// The port of the Python tool's site.
 pub const PORT_TLS: u16 = 8443;
@@ -48,13 +49,18 @@ impl<'a> Site<'a> {
     pub fn enable(&self, steps: &Steps) -> Result<Enabled<'a>> {
         let dir = &self.args.nginx_dir;
         if !is_installed("nginx") || !dir.is_dir() {
-            println!("nginx is not installed (package nginx): no site is made");
+            out::line(format_args!("nginx is not installed (package nginx): no site is made"));
             return Ok(Enabled { args: self.args, link: None });
         }
         let available = dir.join("sites-available").join(NAME);
         let link = dir.join("sites-enabled").join(NAME);
-        if fs::symlink_metadata(&link).is_ok() {
-            println!("the nginx site {} is there already", link.display());
+        // The Python tool, installed without its package, left a link to a site that is not there.
+        let dangling = fs::symlink_metadata(&link).is_ok() && !link.exists();
+        if dangling && fs::read_link(&link).is_ok_and(|target| target != available) {
+            bail!("{} leads nowhere; remove it, and give the command again", link.display());
+        }
+        if link.exists() {
+            out::line(format_args!("the nginx site {} is there already", link.display()));
             return Ok(Enabled { args: self.args, link: None });
         }
         if !available.exists() {
@@ -66,11 +72,13 @@ impl<'a> Site<'a> {
                 Ok(write_new(&available, &self.text(), 0o644)?)
             })?;
         }
-        let what = format!("link {} to {}", link.display(), available.display());
-        steps.step(&what, || {
-            make_parent(&link)?;
-            Ok(symlink(&available, &link)?)
-        })?;
+        if !dangling {
+            let what = format!("link {} to {}", link.display(), available.display());
+            steps.step(&what, || {
+                make_parent(&link)?;
+                Ok(symlink(&available, &link)?)
+            })?;
+        }
         Ok(Enabled { args: self.args, link: (!steps.dry_run).then_some(link) })
     }
 
@@ -82,12 +90,14 @@ impl<'a> Site<'a> {
     /// nginx would only find out when it is reloaded, and say so in its log alone.
     fn check_port(&self) -> Result<()> {
         let port = self.port();
-        match TcpListener::bind(("0.0.0.0", port)) {
-            Err(err) if err.kind() == io::ErrorKind::AddrInUse => {
-                bail!("port {port} is in use; choose another one with --port")
+        for address in ["0.0.0.0", "::"] {
+            // One after the other, for the second is both. Other errors are nginx's to report.
+            let bound = TcpListener::bind((address, port));
+            if bound.is_err_and(|err| err.kind() == io::ErrorKind::AddrInUse) {
+                bail!("port {port} is in use; choose another one with --port");
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Within quotes, these would end them or name a variable.
@@ -167,9 +177,11 @@ impl Enabled<'_> {
         })?;
         let output = self.nginx(&["-s", "reload"])?;
         match output.status.success() {
-            true => println!("reload nginx"),
+            true => out::line(format_args!("reload nginx")),
             // It is not running, then: its configuration was fine a moment ago.
-            false => println!("nginx was not reloaded ({}); start it", words(&output)),
+            false => {
+                out::line(format_args!("nginx was not reloaded ({}); start it", words(&output)))
+            }
         }
         Ok(())
     }

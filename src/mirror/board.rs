@@ -15,6 +15,7 @@ use simplestreams::Snapshot;
 
 use super::ssh;
 use crate::config::Mirror;
+use crate::replace;
 
 const FILE: &str = "mirrors.json";
 
@@ -128,10 +129,8 @@ impl Board {
     }
 
     fn save(&self, state: &State) -> io::Result<()> {
-        let beside = self.path.with_extension("json.new");
         let text = serde_json::to_vec_pretty(state).map_err(io::Error::other)?;
-        fs::write(&beside, text)?;
-        fs::rename(&beside, &self.path)
+        replace::replace(&self.path, &text)
     }
 }
 

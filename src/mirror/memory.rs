@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use simplestreams::Snapshot;
 
 use crate::listing::Listing;
+use crate::replace;
 use crate::streams::INDEX;
 
 /// See the module.
@@ -99,9 +100,7 @@ impl Memory {
             if let Some(dir) = self.path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            let beside = self.path.with_extension("json.new");
-            fs::write(&beside, serde_json::to_vec(self).map_err(io::Error::other)?)?;
-            fs::rename(&beside, &self.path)
+            replace::replace(&self.path, &serde_json::to_vec(self).map_err(io::Error::other)?)
         };
         if let Err(err) = save() {
             log::warn!("cannot write \"{}\" ({err})", self.path.display());

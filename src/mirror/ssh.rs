@@ -12,7 +12,8 @@ const CONNECT_TIMEOUT: u32 = 15;
 /// The mirror as people write it.
 pub fn target(mirror: &Mirror) -> String {
     let path = mirror.path.as_deref().unwrap_or("");
-    format!("{}@{}:{path} (port {})", mirror.user, mirror.host, mirror.port)
+    let port = mirror.port.map_or(String::new(), |port| format!(" (port {port})"));
+    format!("{}@{}:{path}{port}", mirror.user, mirror.host)
 }
 
 /// Host as rsync takes it: an IPv6 address in brackets.
@@ -27,10 +28,9 @@ pub fn host(mirror: &Mirror) -> String {
 pub fn command(mirror: &Mirror) -> String {
     let mut words: Vec<String> = [
         "ssh",
-        "-p",
-        &mirror.port.to_string(),
         "-i",
-        &mirror.key_path.to_string_lossy(),
+        // A percent sign begins a name of ssh's own.
+        &mirror.key_path.to_string_lossy().replace('%', "%%"),
         "-o",
         "IdentitiesOnly=yes",
         "-o",
@@ -51,9 +51,12 @@ pub fn command(mirror: &Mirror) -> String {
     ]
     .map(str::to_owned)
     .into();
+    if let Some(port) = mirror.port {
+        words.extend(["-p".to_owned(), port.to_string()]);
+    }
     if let Some(file) = &mirror.known_hosts {
         // ssh splits this value at spaces in its turn.
-        let file = file.to_string_lossy().replace('"', "\\\"");
+        let file = file.to_string_lossy().replace('%', "%%").replace('"', "\\\"");
         words.extend(["-o".to_owned(), format!("UserKnownHostsFile=\"{file}\"")]);
     }
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
@@ -95,18 +98,20 @@ pub fn is_installed(program: &str) -> bool {
 /// What to do about an error that ssh reported in `stderr`, if that is known.
 pub fn remedy(mirror: &Mirror, stderr: &str) -> Option<String> {
     let Mirror { host, port, .. } = mirror;
+    let other = port.filter(|port| *port != 22);
     let known = mirror.known_hosts.as_ref().map(|path| path.display().to_string());
     let known = known.unwrap_or_else(|| "~/.ssh/known_hosts".to_owned());
     if stderr.contains("REMOTE HOST IDENTIFICATION HAS CHANGED") {
-        let entry = if *port == 22 { host.clone() } else { format!("[{host}]:{port}") };
+        let entry = other.map_or(host.clone(), |port| format!("[{host}]:{port}"));
         return Some(format!(
             "the host key of {host} is not the one in {known}: another machine answers, or it was \
              set up anew; if you know why, run: ssh-keygen -f {known} -R '{entry}'"
         ));
     }
     if stderr.contains("Host key verification failed") {
+        let port = other.map_or(String::new(), |port| format!("-p {port} "));
         return Some(format!(
-            "the host key of {host} is not known; run: ssh-keyscan -p {port} {host} >> {known}, \
+            "the host key of {host} is not known; run: ssh-keyscan {port}{host} >> {known}, \
              and compare what it adds with the keys on that machine"
         ));
     }
@@ -131,8 +136,8 @@ mod tests {
         Mirror {
             user: "u".into(),
             host: "m.example.org".into(),
-            port: 2222,
-            key_path: "/it's a/key".into(),
+            port: Some(2222),
+            key_path: "/it's a/100%/key".into(),
             path: None,
             bandwidth: None,
             known_hosts: Some("/known hosts".into()),
@@ -143,8 +148,8 @@ mod tests {
     #[test]
     fn words_with_spaces_stay_words() {
         let command = command(&mirror());
-        assert!(command.starts_with("ssh -p 2222 -i '/it''s a/key' -o IdentitiesOnly=yes"));
-        assert!(command.ends_with("-o 'UserKnownHostsFile=\"/known hosts\"'"), "{command}");
+        assert!(command.starts_with("ssh -i '/it''s a/100%%/key' -o IdentitiesOnly=yes"));
+        assert!(command.ends_with("-p 2222 -o 'UserKnownHostsFile=\"/known hosts\"'"), "{command}");
         assert!(command.contains("StrictHostKeyChecking=yes"));
     }
 

@@ -11,10 +11,7 @@ use super::memory::Memory;
 use super::push::{Outcome, Push};
 use super::rsync::Fault;
 use super::{Release, Slots, ssh};
-use crate::config::Mirror;
-
-/// The pause after the first failure; it doubles with each further one.
-const RETRY_MIN: Duration = Duration::from_secs(1);
+use crate::config::{Mirror, RETRY_MIN};
 
 /// A mirror's thread. Dropping it ends what it does, and joins it.
 #[derive(Debug)]
@@ -179,6 +176,7 @@ impl Loop {
     }
 
     fn failed(&self, reason: String, failures: u32) {
+        // The pause after the first failure doubles with each further one.
         let doubled = RETRY_MIN.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
         let pause = doubled.min(self.retry_max);
         log::error!(

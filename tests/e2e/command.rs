@@ -344,6 +344,34 @@ fn log_lines_for_files_journald_and_machines() {
     fs::rename(&rotated, dir.path().join("rotated.log.1")).expect("rotated");
     signal(watch.process(), Signal::HUP);
     until("the file is there again", || rotated.exists().then_some(()));
+    // Also while the configuration is wrong.
+    configure(&dir, "settle = \"soon\"\n[log]\nfile = \"@/rotated.log\"");
+    let said = |text: &str| fs::read_to_string(&rotated).ok().filter(|log| log.contains(text));
+    until("the error", || said("the last good configuration stays"));
+    fs::rename(&rotated, dir.path().join("rotated.log.2")).expect("rotated");
+    signal(watch.process(), Signal::HUP);
+    until("the file is there again", || rotated.exists().then_some(()));
+}
+
+/// A reader that has seen enough is no error, a full disk is one.
+#[test]
+fn standard_output_that_cannot_be_written() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    for args in [&["config"][..], &["update"], &["--help"]] {
+        let output = command(&dir, args).stdout(writer.try_clone().expect("pipe")).output();
+        let output = output.expect("runs");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        assert!(!stderr(&output).contains("panicked"), "{output:?}");
+    }
+    assert_eq!(listed(&dir), ["20260101_0000"]);
+    let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let output = command(&dir, &["config"]).stdout(full).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("cannot write to standard output: No space"), "{output:?}");
 }
 
 #[test]

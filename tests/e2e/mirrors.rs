@@ -203,6 +203,9 @@ fn stopping_ends_a_transfer() {
         (family.len() > 2).then_some(family)
     });
     watch.kill();
+    assert_eq!(state(&dir, "one")["pushing"], false);
+    let said = succeed(&mut command(&dir, &["mirrors"]));
+    assert!(said.contains("no watch is running"), "{said}");
     for process in &family[1..] {
         until("what watch started is gone", || process.title().is_none().then_some(()));
     }

@@ -142,6 +142,17 @@ fn init_undoes_what_nginx_refuses() {
     );
     assert!(!site.exists());
 
+    // A link that leads nowhere: to the site that is missing, or elsewhere.
+    let link = dir.path().join("sites-enabled/simplestreams.conf");
+    std::os::unix::fs::symlink("/no/such/site", &link).expect("link");
+    let output = run(&mut init(&dir, free_port(), &[]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("leads nowhere; remove it"), "{output:?}");
+    fs::remove_file(&link).expect("removed");
+    std::os::unix::fs::symlink(&site, &link).expect("link");
+    let said = succeed(&mut init(&dir, free_port(), &[]));
+    assert!(said.contains("write nginx site") && link.exists(), "{said}");
+
     // Half a pair of key and certificate is nothing to guess about.
     fs::remove_file(dir.path().join("ssl/nginx.key")).expect("removed");
     let output = run(&mut init(&dir, free_port(), &[]));

@@ -36,6 +36,14 @@ fn update(dir: &Dir, more: &[&str]) -> String {
     stderr(&output)
 }
 
+/// Workers have a generation before its file is on disk, by which `update` finds the index.
+fn until_found(dir: &Dir) {
+    until("the index is on disk", || {
+        let found = simplestreams::state::find(&dir.state(), &dir.tree()).unwrap_or_default();
+        (!found.is_empty()).then_some(())
+    });
+}
+
 /// Bytes that the processes have read, from whatever.
 fn read_by(processes: &[Process]) -> u64 {
     let of = |process: &Process| {
@@ -62,6 +70,7 @@ fn update_has_the_module_read_everything_again() {
     let nginx = dir.start(CONF);
     let listed = [LISTED, "os:2:amd64:default 20260101_0000"];
     nginx.every_worker_lists(&listed);
+    until_found(&dir);
     let tag = || Ask::get("/streams/v1/images.json").of(&nginx).header("etag").map(str::to_owned);
     let (before, read) = (tag(), read_by(&[nginx.helper()]));
     let said = update(&dir, &[]);
@@ -98,6 +107,7 @@ fn a_killed_builder_does_not_leave_update_waiting() {
     let mut nginx = dir.start(CONF);
     nginx.allow("exited on signal 9");
     nginx.every_worker_lists(&[LISTED]);
+    until_found(&dir);
     let mut update = command(&dir, &["update", "--state-dir"]);
     let said = dir.path().join("said");
     update.arg(dir.state()).stderr(fs::File::create(&said).expect("file"));
