@@ -20,6 +20,10 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// The target of log records that tell of problems, by which they are told from errors of the
+    /// software.
+    pub const LOG_TARGET: &str = "simplestreams::problem";
+
     /// Makes a problem; control characters in the path are made visible, so that a name cannot
     /// forge a line in a log.
     pub fn new(path: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
@@ -27,6 +31,17 @@ impl Problem {
         let (reason, remedy) = (reason.into(), remedy.into());
         Self { path, reason: visible(&reason, MAX_TEXT), remedy: visible(&remedy, MAX_TEXT) }
     }
+}
+
+/// A problem, and since when it has been there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What is wrong.
+    #[serde(flatten)]
+    pub problem: Problem,
+    /// When it was published first, in milliseconds since the epoch.
+    #[serde(default)]
+    pub since: u64,
 }
 
 impl fmt::Display for Problem {

@@ -37,7 +37,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Digest, Problem, Settings};
+use crate::{Digest, Problem, Report, Settings};
 
 const MAGIC: &[u8; 8] = b"SSTRSNAP";
 const LAYOUT: u32 = 1;
@@ -353,7 +353,14 @@ impl Snapshot {
         serde_json::from_slice(self.problems_json()).unwrap_or_default()
     }
 
-    /// The problems as a JSON array of objects with `path`, `reason` and `remedy`.
+    /// What is wrong with the tree, and since when, sorted by path.
+    pub fn reports(&self) -> Vec<Report> {
+        // As above.
+        serde_json::from_slice(self.problems_json()).unwrap_or_default()
+    }
+
+    /// The problems as a JSON array of objects with `path`, `reason`, `remedy`, and `since`, in
+    /// milliseconds since the epoch.
     pub fn problems_json(&self) -> &[u8] {
         self.head.problems.get(self.body()).unwrap_or(b"[]")
     }
@@ -382,6 +389,8 @@ pub struct Lineage {
     generation: u64,
     /// Entity tag and modification time of each document.
     documents: BTreeMap<String, (String, i64)>,
+    /// Since when each problem has been there, in milliseconds since the epoch.
+    problems: BTreeMap<Problem, u64>,
 }
 
 impl Lineage {
@@ -421,6 +430,7 @@ impl From<&Snapshot> for Lineage {
             documents: documents
                 .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
                 .collect(),
+            problems: snapshot.reports().into_iter().map(|r| (r.problem, r.since)).collect(),
         }
     }
 }
@@ -471,7 +481,12 @@ pub(crate) fn encode_next(
         };
         heads.insert(document.name.clone(), DocumentHead { last_modified, identity, gzip });
     }
-    let problems = place(&to_json(problems));
+    let report = |problem: &Problem| {
+        let since = previous.problems.get(problem).copied().unwrap_or(now);
+        Report { problem: problem.clone(), since }
+    };
+    let reports: Vec<Report> = problems.iter().map(report).collect();
+    let problems = place(&to_json(&reports));
     let generation = previous.generation + 1;
     let lineage = Lineage {
         id: previous.id.clone(),
@@ -481,6 +496,7 @@ pub(crate) fn encode_next(
             .iter()
             .map(|(name, d)| (name.clone(), (d.identity.etag.clone(), d.last_modified)))
             .collect(),
+        problems: reports.into_iter().map(|report| (report.problem, report.since)).collect(),
     };
     let (id, root) = (previous.id.clone(), previous.root.clone());
     let head =

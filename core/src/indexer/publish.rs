@@ -421,10 +421,11 @@ impl Publisher {
         self.logged.retain(|known| problems.binary_search(known).is_ok());
         let new: Vec<&Problem> = problems.iter().filter(|p| !self.logged.contains(p)).collect();
         for problem in new.iter().take(MAX_LOGGED) {
-            log::error!("in \"{}\": {problem}", self.root.display());
+            log::error!(target: Problem::LOG_TARGET, "in \"{}\": {problem}", self.root.display());
         }
         if let Some(rest) = new.len().checked_sub(MAX_LOGGED).filter(|rest| *rest > 0) {
             log::error!(
+                target: Problem::LOG_TARGET,
                 "in \"{}\": {rest} more problems; see to those before, the rest shows then",
                 self.root.display()
             );
