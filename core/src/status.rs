@@ -233,9 +233,10 @@ impl Status<'_> {
         let mut text = Metrics::default();
         let info = [("version", env!("CARGO_PKG_VERSION")), ("server", self.server)];
         text.one("info", "gauge", "Version of module and server.", &info, 1.0);
+        let help = "When an error was logged last that is no problem of a tree.";
+        text.head("last_error_timestamp_seconds", "gauge", help);
         if let Some(failure) = &self.last_error {
-            let help = "When an error was logged last that is no problem of a tree.";
-            text.one("last_error_timestamp_seconds", "gauge", help, &[], seconds(failure.at));
+            text.sample("last_error_timestamp_seconds", &[], seconds(failure.at));
         }
         let labels: Vec<[String; 2]> = self
             .indexes
@@ -263,11 +264,10 @@ impl Status<'_> {
                 text.sample("worker_generation", &labels, *generation as f64);
             }
         }
-        let counts: [(&str, &str, fn(&Traffic<'_>) -> u64); 2] = [
-            ("requests_total", "Requests answered.", |traffic| traffic.requests),
-            ("sent_bytes_total", "Bytes of bodies sent.", |traffic| traffic.bytes),
-        ];
-        for (name, help, value) in counts {
+        for (name, help, bytes) in [
+            ("requests_total", "Requests answered.", false),
+            ("sent_bytes_total", "Bytes of bodies sent.", true),
+        ] {
             text.head(name, "counter", help);
             for (index, [id, root]) in self.indexes.iter().zip(&labels) {
                 for traffic in &index.traffic {
@@ -282,7 +282,8 @@ impl Status<'_> {
                         ("variant", traffic.variant),
                         ("status", &status),
                     ];
-                    text.sample(name, &labels, value(traffic) as f64);
+                    let value = if bytes { traffic.bytes } else { traffic.requests };
+                    text.sample(name, &labels, value as f64);
                 }
             }
         }

@@ -6,10 +6,13 @@
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use simplestreams::{Aliases, Settings, SnapshotCell};
+
+use crate::stats::{DocumentCounters, IndexStats};
+use crate::status::Format;
 
 /// Where the documents are, below the index's root or below a location.
 const STREAMS: &[u8] = b"/streams/v1/";
@@ -21,6 +24,8 @@ pub(crate) struct MainConf {
     pub(crate) state_path: Option<StatePath>,
     /// `simplestreams_threads`.
     pub(crate) threads: Option<NonZeroUsize>,
+    /// Some location has `simplestreams_status`, so there is something to count for.
+    pub(crate) status: bool,
     indexes: Vec<Index>,
 }
 
@@ -36,6 +41,10 @@ pub(crate) struct StatePath {
 pub(crate) struct Index {
     pub(crate) settings: Settings,
     pub(crate) cell: Arc<SnapshotCell>,
+    /// Where requests are counted, if anywhere.
+    pub(crate) stats: Arc<OnceLock<IndexStats>>,
+    /// Names of what is counted, in the counters' order.
+    pub(crate) documents: Vec<String>,
 }
 
 impl MainConf {
@@ -50,21 +59,24 @@ impl MainConf {
         (!self.indexes.is_empty()).then(|| path.path.clone())
     }
 
-    fn index(&mut self, settings: Settings) -> Arc<SnapshotCell> {
+    fn index(&mut self, settings: Settings) -> &Index {
         let id = settings.id();
-        if let Some(index) = self.indexes.iter_mut().find(|index| index.settings.id() == id) {
+        if let Some(at) = self.indexes.iter().position(|index| index.settings.id() == id) {
             // The more careful of the two decides.
-            let known = &mut index.settings;
+            let known = &mut self.indexes[at].settings;
             known.settle = known.settle.max(settings.settle);
             known.rescan = match (known.rescan, settings.rescan) {
                 (Duration::ZERO, other) | (other, Duration::ZERO) => other,
                 (one, other) => one.min(other),
             };
-            return index.cell.clone();
+            return &self.indexes[at];
         }
+        let streams = settings.streams.iter().map(|stream| format!("{stream}.json"));
+        let documents = std::iter::once("index.json".to_owned()).chain(streams);
+        let documents = documents.chain(["other".to_owned()]).collect();
         let cell = Arc::new(SnapshotCell::empty());
-        self.indexes.push(Index { settings, cell: cell.clone() });
-        cell
+        self.indexes.push(Index { settings, cell, stats: Arc::default(), documents });
+        &self.indexes[self.indexes.len() - 1]
     }
 }
 
@@ -94,6 +106,8 @@ pub(crate) struct LocConf {
     pub(crate) aliases: Option<Aliases>,
     pub(crate) settle: Option<Duration>,
     pub(crate) rescan: Option<Duration>,
+    /// `simplestreams_status`, which no other level inherits.
+    pub(crate) status: Option<Format>,
     served: Option<Served>,
 }
 
@@ -101,6 +115,8 @@ pub(crate) struct LocConf {
 pub(crate) struct Served {
     /// The current generation.
     pub(crate) cell: Arc<SnapshotCell>,
+    stats: Arc<OnceLock<IndexStats>>,
+    streams: Vec<String>,
     /// What of the URI stands for the root, without the slash at its end: the location's name where
     /// it is not a part of files' paths, else nothing.
     prefix: Vec<u8>,
@@ -137,6 +153,7 @@ impl LocConf {
             Some(Source::Location(named) | Source::Root(_, named)) => Some(named.clone()),
             Some(Source::Off) | None => None,
         };
+        main.status |= self.status.is_some();
         inherit(&mut self.source, &above.source);
         inherit(&mut self.streams, &above.streams);
         inherit(&mut self.aliases, &above.aliases);
@@ -181,7 +198,10 @@ impl LocConf {
             root: defaults.root,
         };
         let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-        self.served = Some(Served { cell: main.index(settings), prefix: prefix.to_vec() });
+        let streams = settings.streams.clone();
+        let index = main.index(settings);
+        let (cell, stats) = (index.cell.clone(), index.stats.clone());
+        self.served = Some(Served { cell, stats, streams, prefix: prefix.to_vec() });
         Ok(())
     }
 
@@ -216,6 +236,11 @@ impl Place<'_> {
 }
 
 impl Served {
+    /// Where requests for the document called `name` are counted, if they are.
+    pub(crate) fn counters(&self, name: &[u8]) -> Option<&'static DocumentCounters> {
+        self.stats.get()?.document(name, &self.streams)
+    }
+
     /// The document that `uri` asks for: `index.json` for the directory itself. None if the URI is
     /// not one of ours.
     pub(crate) fn document<'u>(&self, uri: &'u [u8]) -> Option<&'u [u8]> {

@@ -7,6 +7,7 @@ use simplestreams::{Aliases, check_stream_name};
 
 use crate::conf::{LocConf, MainConf, Source, StatePath, without_slash};
 use crate::ffi::Conf;
+use crate::status::Format;
 
 /// What is wrong with a directive.
 pub(crate) enum Wrong {
@@ -116,6 +117,21 @@ pub(crate) fn threads(cf: &Conf, conf: &mut MainConf) -> Outcome {
             .filter(|n: &NonZeroUsize| n.get() <= MAX_THREADS)
             .ok_or_else(|| because(argument, &format!("it must be between 1 and {MAX_THREADS}")))?,
     );
+    Ok(())
+}
+
+/// `simplestreams_status [json | prometheus]`
+pub(crate) fn status(cf: &Conf, conf: &mut LocConf) -> Outcome {
+    once(&conf.status)?;
+    let format = match cf.arguments().first().copied() {
+        None | Some(b"json") => Format::Json,
+        Some(b"prometheus") => Format::Prometheus,
+        Some(argument) => {
+            return Err(because(argument, "it must be \"json\" or \"prometheus\""));
+        }
+    };
+    set(&mut conf.status, format);
+    cf.answer_with(Some(crate::module::ngx_http_simplestreams_status_handler));
     Ok(())
 }
 

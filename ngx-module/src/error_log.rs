@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, Once, PoisonError};
 
 use log::{Level, LevelFilter, Metadata, Record};
+use simplestreams::Problem;
 
 use crate::ffi;
 
@@ -19,9 +20,13 @@ const CAPACITY: usize = 1024;
 struct Queue {
     records: VecDeque<(Level, String)>,
     dropped: u64,
+    /// When the last error was that is no problem of a tree, in milliseconds since the epoch, and
+    /// what it said.
+    failure: Option<(u64, String)>,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue { records: VecDeque::new(), dropped: 0 });
+static QUEUE: Mutex<Queue> =
+    Mutex::new(Queue { records: VecDeque::new(), dropped: 0, failure: None });
 
 struct Logger;
 
@@ -36,6 +41,9 @@ impl log::Log for Logger {
         }
         let text = printable(&record.args().to_string());
         let mut queue = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
+        if record.level() == Level::Error && record.target() != Problem::LOG_TARGET {
+            queue.failure = Some((crate::stats::now(), text.clone()));
+        }
         if queue.records.len() < CAPACITY {
             queue.records.push_back((record.level(), text));
         } else {
@@ -71,6 +79,12 @@ pub(crate) fn install() {
         // Only this library's panics come here: another module has a standard library of its own.
         std::panic::set_hook(Box::new(|info| log::error!("{info}")));
     });
+}
+
+/// The last error since the last call that is no problem of a tree, and when it was, in milliseconds
+/// since the epoch.
+pub(crate) fn take_failure() -> Option<(u64, String)> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner).failure.take()
 }
 
 /// Writes what is queued. Main thread only.

@@ -4,14 +4,19 @@
 //! filters, which need an entity tag, a time and a length to do them. The body is never copied: the
 //! buffer points into the snapshot, which the request's pool holds until the last byte is sent.
 
+use std::cell::Cell;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use nginx_sys::{
     NGX_DECLINED, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_NOT_FOUND, NGX_HTTP_SERVICE_UNAVAILABLE, ngx_int_t,
 };
 
+use simplestreams::Snapshot;
+
 use crate::conf::LocConf;
-use crate::ffi::{Body, Request, Status};
+use crate::ffi::{Body, Outcome, Request, Status};
+use crate::stats::{DocumentCounters, Sent};
 
 /// Seconds after which a client may ask again where there is no generation yet. A cold tree becomes
 /// useful early (its newest versions are hashed first), so this is short.
@@ -19,6 +24,22 @@ const RETRY_AFTER: &str = "5";
 
 /// The Incus web UI reads the index from a page of another origin, errors included.
 const ALLOW_ORIGIN: &CStr = c"Access-Control-Allow-Origin";
+
+/// What a request is answered with, kept until its last byte is sent.
+pub(crate) struct Answer {
+    /// None while there is no generation.
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+    counters: Option<&'static DocumentCounters>,
+    sent: Cell<Sent>,
+}
+
+impl Answer {
+    fn done(&self, outcome: Outcome) {
+        if let Some(counters) = self.counters {
+            counters.count(self.sent.get(), outcome);
+        }
+    }
+}
 
 /// Answers a request in the location that `conf` belongs to.
 pub(crate) fn handle(request: &Request<'_>, conf: &LocConf) -> ngx_int_t {
@@ -48,17 +69,23 @@ fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
     let served = conf.served().ok_or(DECLINED)?;
     let name = served.document(request.uri()).ok_or(DECLINED)?;
 
+    let answer = Answer {
+        snapshot: served.cell.load_full().filter(|snapshot| snapshot.has_documents()),
+        counters: served.counters(name),
+        sent: Cell::new(Sent::Error),
+    };
+    let answer = request.keep_then(answer, Answer::done)?;
+    request.set_answer(answer);
     if !request.is_get_or_head() {
         let allow = Some((c"Allow", "GET, HEAD"));
         return Err(refuse(request, NGX_HTTP_NOT_ALLOWED as Status, allow));
     }
     request.discard_body()?;
 
-    let Some(snapshot) = served.cell.load_full().filter(|snapshot| snapshot.has_documents()) else {
+    let Some(snapshot) = &answer.snapshot else {
         let retry = Some((c"Retry-After", RETRY_AFTER));
         return Err(refuse(request, NGX_HTTP_SERVICE_UNAVAILABLE as Status, retry));
     };
-    let snapshot = request.keep(snapshot)?;
     let document = std::str::from_utf8(name)
         .ok()
         .and_then(|name| snapshot.document(name))
@@ -67,11 +94,12 @@ fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
     request.push_header(ALLOW_ORIGIN, "*")?;
     request.vary_by_encoding()?;
     let gzip = request.accepts_gzip();
+    answer.sent.set(if gzip { Sent::Gzip } else { Sent::Identity });
     let variant = if gzip { document.gzip } else { document.identity };
     request.send(&Body {
         bytes: variant.bytes,
-        etag: variant.etag,
-        last_modified: document.last_modified,
+        etag: Some(variant.etag),
+        last_modified: Some(document.last_modified),
         content_type: c"application/json",
         content_encoding: gzip.then_some(c"gzip"),
     })

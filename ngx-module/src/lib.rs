@@ -17,6 +17,10 @@
 //! *Answering* ([`handler`]). A request takes the current snapshot out of its location's cell and
 //! gives nginx the bytes. No locks, no copies, no files.
 //!
+//! *Telling* ([`stats`], [`status`], [`variables`]). Where a location has `simplestreams_status`,
+//! requests are counted in memory that all processes share, and workers and builder say there twice
+//! a second how they are; the location's handler gathers that.
+//!
 //! *Leaving*. A worker stops following as soon as it is told to go, joins its threads before nginx
 //! unmaps the module, and the library stays mapped all the same.
 //!
@@ -36,4 +40,7 @@ mod ffi;
 mod handler;
 mod module;
 mod runtime;
+mod stats;
+mod status;
 mod threads;
+mod variables;

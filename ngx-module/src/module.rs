@@ -6,10 +6,11 @@ use std::path::Path;
 use std::ptr::{null, null_mut};
 
 use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_TAKE1, NGX_ERROR, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_LOC_CONF,
-    NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_MODULE,
-    NGX_HTTP_SRV_CONF, NGX_OK, ngx_command_t, ngx_conf_t, ngx_cycle_t, ngx_event_t,
-    ngx_http_module_t, ngx_http_request_t, ngx_int_t, ngx_module_t, ngx_msec_t, ngx_uint_t,
+    NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_ERROR, NGX_HTTP_INTERNAL_SERVER_ERROR,
+    NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET, NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET,
+    NGX_HTTP_MODULE, NGX_HTTP_SRV_CONF, NGX_OK, ngx_command_t, ngx_conf_t, ngx_cycle_t,
+    ngx_event_t, ngx_http_module_t, ngx_http_request_t, ngx_int_t, ngx_module_t, ngx_msec_t,
+    ngx_uint_t, ngx_variable_value_t,
 };
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use ngx::ngx_string;
@@ -18,7 +19,8 @@ use crate::barrier::guard;
 use crate::conf::{LocConf, MainConf, StatePath};
 use crate::directives::{self, Outcome, Wrong};
 use crate::ffi::{self, Conf, Request, StatePathError};
-use crate::{error_log, handler, runtime};
+use crate::variables::Variable;
+use crate::{error_log, handler, runtime, status};
 
 /// What nginx looks for in a loaded library.
 #[unsafe(no_mangle)]
@@ -52,7 +54,7 @@ static mut ngx_http_simplestreams_module: ngx_module_t = ngx_module_t {
 const MODULE: *const ngx_module_t = &raw const ngx_http_simplestreams_module;
 
 static CONTEXT: ngx_http_module_t = ngx_http_module_t {
-    preconfiguration: None,
+    preconfiguration: Some(ngx_http_simplestreams_preconfiguration),
     postconfiguration: Some(ngx_http_simplestreams_postconfiguration),
     create_main_conf: Some(ngx_http_simplestreams_create_main_conf),
     init_main_conf: None,
@@ -106,7 +108,7 @@ impl Level for LocConf {
     const OFFSET: usize = NGX_HTTP_LOC_CONF_OFFSET;
 }
 
-static mut COMMANDS: [ngx_command_t; 8] = [
+static mut COMMANDS: [ngx_command_t; 9] = [
     directive!("simplestreams", EVERYWHERE, NGX_CONF_TAKE1, LocConf, directives::simplestreams),
     directive!("simplestreams_streams", EVERYWHERE, NGX_CONF_1MORE, LocConf, directives::streams),
     directive!("simplestreams_state_path", HTTP, NGX_CONF_TAKE1, MainConf, directives::state_path),
@@ -114,6 +116,13 @@ static mut COMMANDS: [ngx_command_t; 8] = [
     directive!("simplestreams_settle", EVERYWHERE, NGX_CONF_TAKE1, LocConf, directives::settle),
     directive!("simplestreams_rescan", EVERYWHERE, NGX_CONF_TAKE1, LocConf, directives::rescan),
     directive!("simplestreams_threads", HTTP, NGX_CONF_TAKE1, MainConf, directives::threads),
+    directive!(
+        "simplestreams_status",
+        NGX_HTTP_LOC_CONF,
+        NGX_CONF_NOARGS | NGX_CONF_TAKE1,
+        LocConf,
+        directives::status
+    ),
     ngx_command_t::empty(),
 ];
 
@@ -232,20 +241,103 @@ fn beside_nginx_state(cf: &Conf) -> Option<std::path::PathBuf> {
     Some(temp.parent().unwrap_or(Path::new("/")).join("simplestreams"))
 }
 
+unsafe extern "C" fn ngx_http_simplestreams_preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
+    guard(
+        || NGX_ERROR as ngx_int_t,
+        || {
+            // SAFETY: nginx passes the configuration being read.
+            let cf = unsafe { Conf::new(cf) };
+            let added = Variable::ALL.iter().all(|(variable, name)| {
+                let get: unsafe extern "C" fn(_, _, _) -> _ = match variable {
+                    Variable::Generation => ngx_http_simplestreams_generation,
+                    Variable::Age => ngx_http_simplestreams_age,
+                };
+                cf.add_variable(name, Some(get)).is_some()
+            });
+            if added { NGX_OK as ngx_int_t } else { NGX_ERROR as ngx_int_t }
+        },
+    )
+}
+
+unsafe extern "C" fn ngx_http_simplestreams_generation(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: nginx passes a request and the variable that it asks for.
+    unsafe { variable(r, v, Variable::Generation) }
+}
+
+unsafe extern "C" fn ngx_http_simplestreams_age(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_variable_value_t,
+    _: usize,
+) -> ngx_int_t {
+    // SAFETY: as above.
+    unsafe { variable(r, v, Variable::Age) }
+}
+
+/// # Safety
+///
+/// `r` is a valid request, and `v` what nginx has given to a variable's function for it.
+unsafe fn variable(
+    r: *mut ngx_http_request_t,
+    v: *mut ngx_variable_value_t,
+    variable: Variable,
+) -> ngx_int_t {
+    guard(
+        || NGX_ERROR as ngx_int_t,
+        || {
+            // SAFETY: by contract; the configuration is made by our create function, and changed only
+            // while configuration is read.
+            unsafe {
+                let request = Request::new(r, MODULE);
+                let conf = &*request.location_conf().cast::<LocConf>();
+                let value = variable.value(request.answer(), conf);
+                match request.set_variable(v, value.as_deref()) {
+                    true => NGX_OK as ngx_int_t,
+                    false => NGX_ERROR as ngx_int_t,
+                }
+            }
+        },
+    )
+}
+
 unsafe extern "C" fn ngx_http_simplestreams_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request that is valid until its pool is destroyed, which no handler
     // lives to see.
-    let request = unsafe { Request::new(r) };
+    let request = unsafe { Request::new(r, MODULE) };
+    handle(&request, || {
+        // SAFETY: made by our create function, and changed only while configuration is read.
+        let conf = unsafe { &*request.location_conf().cast::<LocConf>() };
+        handler::handle(&request, conf)
+    })
+}
+
+/// The handler of locations with `simplestreams_status`.
+pub(crate) unsafe extern "C" fn ngx_http_simplestreams_status_handler(
+    r: *mut ngx_http_request_t,
+) -> ngx_int_t {
+    // SAFETY: as above.
+    let request = unsafe { Request::new(r, MODULE) };
+    handle(&request, || {
+        // SAFETY: made by our create functions, and changed only while configuration is read.
+        let (main, conf) = unsafe {
+            let conf: *const LocConf = request.location_conf().cast();
+            (&*request.main_conf().cast::<MainConf>(), &*conf)
+        };
+        status::handle(&request, main, conf.status.unwrap_or(status::Format::Json))
+    })
+}
+
+/// Runs a handler; a panic is a 500, unless a header is on its way.
+fn handle(request: &Request<'_>, handler: impl FnOnce() -> ngx_int_t) -> ngx_int_t {
     guard(
         || match request.header_sent() {
             true => NGX_ERROR as ngx_int_t,
             false => NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
         },
-        || {
-            // SAFETY: made by our create function, and changed only while configuration is read.
-            let conf = unsafe { &*request.location_conf(MODULE).cast::<LocConf>() };
-            handler::handle(&request, conf)
-        },
+        handler,
     )
 }
 

@@ -12,13 +12,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use simplestreams::{Builder, BuilderOptions, Followed, Follower, default_threads};
+use simplestreams::{Builder, BuilderOptions, Followed, Follower, SnapshotCell, default_threads};
 
-use crate::conf::MainConf;
+use crate::conf::{Index, MainConf};
 use crate::ffi::{self, Role, Timer};
-use crate::{error_log, threads};
+use crate::{error_log, stats, threads};
 
 /// How long log records wait, and a worker that is leaving keeps following, at most.
 pub(crate) const TICK: Duration = Duration::from_millis(500);
@@ -46,6 +47,13 @@ struct State {
 struct Running {
     follower: Option<Service<Follower>>,
     builder: Option<Service<Builder>>,
+    told: Vec<Told>,
+}
+
+/// An index as its state is told to `simplestreams_status`.
+struct Told {
+    cell: Arc<SnapshotCell>,
+    stats: Arc<OnceLock<stats::IndexStats>>,
 }
 
 impl Running {
@@ -56,7 +64,41 @@ impl Running {
         if let Some(builder) = &mut self.builder {
             builder.drive();
         }
+        self.tell();
     }
+
+    /// Tells the status how this process is.
+    fn tell(&self) {
+        let Some(server) = stats::server() else {
+            return;
+        };
+        let worker = self.follower.as_ref().map(|_| ffi::worker_number());
+        if let Some(number) = worker {
+            server.tell_worker(number);
+        }
+        if let Some((at, text)) = error_log::take_failure() {
+            server.tell_failure(worker, at, &text);
+        }
+        let builder = self.builder.as_ref().and_then(|builder| builder.running.as_ref());
+        let progress = builder.map(Builder::progress).unwrap_or_default();
+        for (at, told) in self.told.iter().enumerate() {
+            let Some(stats) = told.stats.get() else {
+                continue;
+            };
+            if let Some(number) = worker {
+                let generation = told.cell.load().as_ref().map_or(0, |of| of.generation());
+                stats.tell_served(number, generation);
+            }
+            if let Some(progress) = progress.get(at) {
+                stats.tell_progress(progress);
+            }
+        }
+    }
+}
+
+fn told(conf: &MainConf) -> Vec<Told> {
+    let told = |index: &Index| Told { cell: index.cell.clone(), stats: index.stats.clone() };
+    conf.indexes().iter().map(told).collect()
 }
 
 /// Something with threads that is to run; dropping it stops and joins them.
@@ -135,6 +177,9 @@ fn with_state<T>(f: impl FnOnce(&mut State) -> T) -> T {
 /// and, where there is only one process, for this one, if it is running already.
 pub(crate) fn configured(conf: Option<&MainConf>) {
     threads::remember_affinity();
+    if let Some(conf) = conf {
+        stats::configure(conf);
+    }
     with_state(|state| {
         if ffi::role() == Role::Single && state.started {
             // The old threads first: two builders in one process would share a lock.
@@ -164,6 +209,7 @@ fn start(state: &mut State, conf: Option<&MainConf>) {
     let mut running = Running {
         follower: follow.then(|| follower(conf, state_dir.clone())),
         builder: build.then(|| builder(conf, state_dir)),
+        told: told(conf),
     };
     running.drive();
     state.running = Some(running);
@@ -180,6 +226,7 @@ pub(crate) fn timer_fired() {
         if ffi::exiting() {
             // Connections may keep this worker for hours; they need what they send, nothing newer.
             state.running = None;
+            leave();
         }
         if let Some(running) = &mut state.running {
             running.drive();
@@ -197,8 +244,8 @@ pub(crate) fn helper_called(conf: &MainConf) {
         if state.running.is_none()
             && let Some(state_dir) = conf.state_dir()
         {
-            state.running =
-                Some(Running { follower: None, builder: Some(builder(conf, state_dir)) });
+            let builder = Some(builder(conf, state_dir));
+            state.running = Some(Running { follower: None, builder, told: told(conf) });
         }
         if let Some(running) = &mut state.running {
             running.drive();
@@ -207,11 +254,21 @@ pub(crate) fn helper_called(conf: &MainConf) {
     });
 }
 
+/// This process answers nothing new.
+fn leave() {
+    if matches!(ffi::role(), Role::Worker | Role::Single)
+        && let Some(server) = stats::server()
+    {
+        server.worker_leaves(ffi::worker_number());
+    }
+}
+
 /// `exit_process`: stops and joins every thread, for nginx unmaps this code next.
 pub(crate) fn process_exits() {
     with_state(|state| {
         state.running = None;
         state.timer = None;
+        leave();
         error_log::drain();
     });
 }

@@ -135,6 +135,45 @@ ngx_http_simplestreams_unnamed(ngx_http_core_loc_conf_t *clcf)
 }
 
 
+/*
+ * How a request ended: its status as $status has it, 0 for a subrequest; and the bytes of its body
+ * that were sent. Called when the request's pool goes, while the request is still there.
+ */
+
+ngx_uint_t
+ngx_http_simplestreams_outcome(ngx_http_request_t *r, uint64_t *bytes)
+{
+    off_t  sent;
+
+    if (r != r->main) {
+        return 0;
+    }
+
+    sent = r->connection->sent - (off_t) r->header_size;
+    *bytes = sent > 0 ? (uint64_t) sent : 0;
+
+    return r->err_status ? r->err_status : r->headers_out.status;
+}
+
+
+/* Without data the variable has no value. */
+
+void
+ngx_http_simplestreams_set_variable(ngx_variable_value_t *v, u_char *data, size_t len)
+{
+    if (data == NULL) {
+        v->not_found = 1;
+        return;
+    }
+
+    v->len = len;
+    v->data = data;
+    v->valid = 1;
+    v->no_cacheable = 1;
+    v->not_found = 0;
+}
+
+
 /* A worker that leaves does not wait for this timer. */
 
 void

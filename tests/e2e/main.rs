@@ -16,3 +16,4 @@ mod mirrors;
 mod packaged;
 mod reload;
 mod serving;
+mod status;

@@ -42,6 +42,10 @@ impl Conf {
         Self { raw }
     }
 
+    pub(super) fn raw(&self) -> *mut ngx_conf_t {
+        self.raw
+    }
+
     fn get(&self) -> &ngx_conf_t {
         // SAFETY: valid by the contract of `new`; nginx reads configuration on one thread.
         unsafe { &*self.raw }
@@ -166,6 +170,18 @@ impl Conf {
             alias: (location.alias != 0).then_some(location.alias),
             covered: ptr::eq(location, server) && has_location_for_all(server),
             taken: location.handler.is_some(),
+        }
+    }
+
+    /// Lets `handler` answer every request of the location being read.
+    pub(crate) fn answer_with(&self, handler: ngx_http_handler_pt) {
+        // SAFETY: while a location is read, the context holds its configurations, among which the
+        // core module's is.
+        unsafe {
+            let core = ngx_http_core_module.ctx_index;
+            let location: *mut ngx_http_core_loc_conf_t =
+                (*self.context().loc_conf.add(core)).cast();
+            (*location).handler = handler;
         }
     }
 

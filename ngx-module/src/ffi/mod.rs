@@ -6,8 +6,10 @@
 
 mod config;
 mod request;
+mod shared;
 mod shim;
 mod timer;
+mod variable;
 
 use log::{Level, LevelFilter};
 use nginx_sys::{
@@ -16,7 +18,8 @@ use nginx_sys::{
 };
 
 pub(crate) use self::config::{Conf, StatePathError, main_conf};
-pub(crate) use self::request::{Body, Request, Status};
+pub(crate) use self::request::{Body, Outcome, Request, Status};
+pub(crate) use self::shared::{Region, Shared};
 pub(crate) use self::timer::Timer;
 
 /// What this process of nginx does.
@@ -37,6 +40,12 @@ pub(crate) fn role() -> Role {
         Ok(NGX_PROCESS_SINGLE) => Role::Single,
         _ => Role::Other,
     }
+}
+
+/// This worker's number, from 0; 0 in the only process.
+pub(crate) fn worker_number() -> usize {
+    // SAFETY: a plain variable, written by nginx's main thread, on which this runs.
+    unsafe { nginx_sys::ngx_worker }
 }
 
 /// `nginx -t`.

@@ -3,17 +3,17 @@
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
-use std::sync::Arc;
 
 use nginx_sys::{
     NGX_ERROR, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_OK,
     ngx_chain_t, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
-    ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pool_cleanup_add, ngx_str_t,
-    ngx_table_elt_t, ngx_uint_t,
+    ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pool_cleanup_add, ngx_pool_t,
+    ngx_str_t, ngx_table_elt_t, ngx_uint_t,
 };
 
 use super::{borrowed, shim};
 use crate::barrier::guard;
+use crate::handler::Answer;
 
 /// What a handler returns to nginx: one of nginx's codes, or an HTTP status.
 pub(crate) type Status = ngx_int_t;
@@ -23,16 +23,26 @@ const NO_MEMORY: Status = NGX_HTTP_INTERNAL_SERVER_ERROR as Status;
 /// A request that nginx is handling; `'r` is the life of its pool.
 pub(crate) struct Request<'r> {
     raw: *mut ngx_http_request_t,
+    module: *const ngx_module_t,
     pool: PhantomData<&'r ()>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// As the variable `$status` has it.
+    pub(crate) status: u64,
+    /// Bytes of its body that were sent.
+    pub(crate) bytes: u64,
 }
 
 /// A body in memory and what describes it. Everything lives as long as the request's pool.
 pub(crate) struct Body<'r> {
     pub(crate) bytes: &'r [u8],
-    /// Quotes included.
-    pub(crate) etag: &'r str,
+    /// Quotes included. Without it there are no ranges either.
+    pub(crate) etag: Option<&'r str>,
     /// Seconds since the epoch.
-    pub(crate) last_modified: i64,
+    pub(crate) last_modified: Option<i64>,
     pub(crate) content_type: &'static CStr,
     pub(crate) content_encoding: Option<&'static CStr>,
 }
@@ -40,9 +50,10 @@ pub(crate) struct Body<'r> {
 impl<'r> Request<'r> {
     /// # Safety
     ///
-    /// `raw` is a request that nginx has just given to a handler, and `'r` ends before the pool.
-    pub(crate) unsafe fn new(raw: *mut ngx_http_request_t) -> Self {
-        Self { raw, pool: PhantomData }
+    /// `raw` is a request that nginx has just given to a function of `module`, which is this module,
+    /// and `'r` ends before the request's pool.
+    pub(crate) unsafe fn new(raw: *mut ngx_http_request_t, module: *const ngx_module_t) -> Self {
+        Self { raw, module, pool: PhantomData }
     }
 
     fn get(&self) -> &ngx_http_request_t {
@@ -51,14 +62,35 @@ impl<'r> Request<'r> {
         unsafe { &*self.raw }
     }
 
-    /// This location's configuration of `module`.
-    ///
-    /// # Safety
-    ///
-    /// `module` points to an HTTP module in use.
-    pub(crate) unsafe fn location_conf(&self, module: *const ngx_module_t) -> *mut c_void {
+    pub(super) fn pool(&self) -> *mut ngx_pool_t {
+        self.get().pool
+    }
+
+    /// This location's configuration of the module.
+    pub(crate) fn location_conf(&self) -> *mut c_void {
         // SAFETY: nginx gives every HTTP module in use a slot under its index.
-        unsafe { *self.get().loc_conf.add((*module).ctx_index) }
+        unsafe { *self.get().loc_conf.add((*self.module).ctx_index) }
+    }
+
+    /// The http block's configuration of the module.
+    pub(crate) fn main_conf(&self) -> *mut c_void {
+        // SAFETY: as above.
+        unsafe { *self.get().main_conf.add((*self.module).ctx_index) }
+    }
+
+    /// Remembers what the request is answered with.
+    pub(crate) fn set_answer(&self, answer: &'r Answer) {
+        // SAFETY: as above; the slot is this module's own, and takes nothing else.
+        unsafe {
+            let slot = self.get().ctx.add((*self.module).ctx_index);
+            *slot = (&raw const *answer).cast_mut().cast();
+        }
+    }
+
+    /// What the request is answered with, once that is known.
+    pub(crate) fn answer(&self) -> Option<&'r Answer> {
+        // SAFETY: null, or what `set_answer` put there, which is good as long as the pool.
+        unsafe { (*self.get().ctx.add((*self.module).ctx_index)).cast::<Answer>().as_ref() }
     }
 
     /// The normalized URI without its arguments.
@@ -121,22 +153,49 @@ impl<'r> Request<'r> {
     }
 
     /// Keeps `value` until the request's pool goes, which is after the last byte has been sent.
-    pub(crate) fn keep<T>(&self, value: Arc<T>) -> Result<&'r T, Status> {
-        unsafe extern "C" fn let_go<T>(data: *mut c_void) {
-            // SAFETY: data came from Arc::into_raw below, and nginx calls a cleanup once.
-            guard(|| (), || drop(unsafe { Arc::from_raw(data.cast::<T>()) }));
+    pub(crate) fn keep<T: 'static>(&self, value: T) -> Result<&'r T, Status> {
+        self.keep_then(value, |_, _| ())
+    }
+
+    /// The same; `done` is called right before, with how the request ended, unless it is a
+    /// subrequest.
+    pub(crate) fn keep_then<T: 'static>(
+        &self,
+        value: T,
+        done: fn(&T, Outcome),
+    ) -> Result<&'r T, Status> {
+        struct Kept<T> {
+            request: *mut ngx_http_request_t,
+            done: fn(&T, Outcome),
+            value: T,
         }
-        // SAFETY: the pool is valid with its request. The reference is good for 'r, since the Arc
-        // is let go when the pool is destroyed.
+        unsafe extern "C" fn let_go<T>(data: *mut c_void) {
+            let end = || {
+                // SAFETY: a Kept<T> was written there, and nginx calls a cleanup once. The request is
+                // in the pool whose cleanups run, of which nothing is freed before the last of them.
+                unsafe {
+                    let kept = std::ptr::read(data.cast::<Kept<T>>());
+                    let mut bytes = 0;
+                    let status = shim::ngx_http_simplestreams_outcome(kept.request, &raw mut bytes);
+                    if status != 0 {
+                        (kept.done)(&kept.value, Outcome { status: status as u64, bytes });
+                    }
+                }
+            };
+            guard(|| (), end);
+        }
+        const { assert!(align_of::<Kept<T>>() <= align_of::<u64>(), "as nginx's pools align") };
+        // SAFETY: the pool is valid with its request, and gives memory of this size, aligned for any
+        // word, or null. The reference is good for 'r, since the value is dropped with the pool.
         unsafe {
-            let cleanup = ngx_pool_cleanup_add(self.get().pool, 0);
+            let cleanup = ngx_pool_cleanup_add(self.pool(), size_of::<Kept<T>>());
             if cleanup.is_null() {
                 return Err(NO_MEMORY);
             }
-            let value = Arc::into_raw(value);
-            (*cleanup).data = value.cast_mut().cast();
+            let kept: *mut Kept<T> = (*cleanup).data.cast();
+            kept.write(Kept { request: self.raw, done, value });
             (*cleanup).handler = Some(let_go::<T>);
-            Ok(&*value)
+            Ok(&(*kept).value)
         }
     }
 
@@ -161,9 +220,11 @@ impl<'r> Request<'r> {
     pub(crate) fn send(&self, body: &Body<'r>) -> Result<Status, Status> {
         let content_length = body.bytes.len().try_into().map_err(|_| NO_MEMORY)?;
         // SAFETY: the request is valid and has its location's configuration.
-        let etag = match unsafe { shim::ngx_http_simplestreams_etag(self.raw) } {
-            0 => null_mut(),
-            _ => self.push(c"ETag", body.etag.as_bytes())?,
+        let etag =
+            body.etag.filter(|_| unsafe { shim::ngx_http_simplestreams_etag(self.raw) != 0 });
+        let etag = match etag {
+            Some(etag) => self.push(c"ETag", etag.as_bytes())?,
+            None => null_mut(),
         };
         let encoding = match body.content_encoding {
             Some(encoding) => self.push(c"Content-Encoding", encoding.to_bytes())?,
@@ -183,7 +244,7 @@ impl<'r> Request<'r> {
         let headers = unsafe { &mut (*self.raw).headers_out };
         headers.status = NGX_HTTP_OK as ngx_uint_t;
         headers.content_length_n = content_length;
-        headers.last_modified_time = body.last_modified;
+        headers.last_modified_time = body.last_modified.unwrap_or(-1);
         headers.content_type = content_type;
         headers.content_type_len = content_type.len;
         headers.content_type_lowcase = null_mut();
@@ -192,7 +253,9 @@ impl<'r> Request<'r> {
 
         // SAFETY: the request is valid and its answer complete.
         let (status, header_only) = unsafe {
-            shim::ngx_http_simplestreams_allow_ranges(self.raw);
+            if body.etag.is_some() {
+                shim::ngx_http_simplestreams_allow_ranges(self.raw);
+            }
             let status = ngx_http_send_header(self.raw);
             (status, shim::ngx_http_simplestreams_header_only(self.raw) != 0)
         };

@@ -2,6 +2,7 @@
 
 use nginx_sys::{
     ngx_buf_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
+    ngx_variable_value_t,
 };
 
 unsafe extern "C" {
@@ -20,6 +21,15 @@ unsafe extern "C" {
     pub(super) fn ngx_http_simplestreams_unnamed(
         clcf: *const ngx_http_core_loc_conf_t,
     ) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_outcome(
+        r: *mut ngx_http_request_t,
+        bytes: *mut u64,
+    ) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_set_variable(
+        v: *mut ngx_variable_value_t,
+        data: *mut u8,
+        len: usize,
+    );
     pub(super) fn ngx_http_simplestreams_cancelable(ev: *mut ngx_event_t);
     pub(super) fn ngx_http_simplestreams_add_timer(ev: *mut ngx_event_t, delay: ngx_msec_t);
     pub(super) fn ngx_http_simplestreams_del_timer(ev: *mut ngx_event_t);
