@@ -4,6 +4,7 @@
 #   deps.sh build        what compiles the module
 #   deps.sh run          what the demonstration needs beside it
 #   deps.sh test         what the tests need beside both: the real clients and their daemons
+#   deps.sh proof        what the long proofs need beside those: make soak, valgrind, nginx-tests
 #   deps.sh package      what packages and images are made and tried with
 #
 # Several groups may be given. When everything is there, nothing but dpkg's list is read: no network,
@@ -16,6 +17,9 @@ set -euo pipefail
 build=(nginx nginx-dev gcc libc6-dev libclang-dev make pkg-config)
 run=(busybox-static ca-certificates curl openssl squashfs-tools xz-utils)
 test=(incus-base incus-client jq lxd lxd-client openssh-server python3-venv qemu-utils rsync wrk xdelta3 zstd)
+# nginx's own tests load every module that this nginx was built to load.
+proof=(libnginx-mod-{http-{geoip,image-filter,perl,xslt-filter},mail,stream,stream-geoip}
+    libcryptx-perl libfcgi-perl libio-socket-ssl-perl perl valgrind wrk)
 package=(buildah busybox-static debian-archive-keyring mmdebstrap podman runc squashfs-tools xz-utils)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
@@ -29,8 +33,9 @@ for group in "$@"; do
         build) wanted+=("${build[@]}") ;;
         run) wanted+=("${run[@]}") ;;
         test) wanted+=("${test[@]}") ;;
+        proof) wanted+=("${proof[@]}") ;;
         package) wanted+=("${package[@]}") ;;
-        *) echo "usage: $0 {build|run|test|package}..." >&2 && exit 2 ;;
+        *) echo "usage: $0 {build|run|test|proof|package}..." >&2 && exit 2 ;;
     esac
 done
 missing=()

@@ -34,13 +34,20 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Looks again and again until there is something, and panics with `what` at the deadline.
 #[track_caller]
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+pub(crate) fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(DEADLINE, look).unwrap_or_else(|| panic!("waited {DEADLINE:?} in vain: {what}"))
+}
+
+/// Looks again and again until there is something; none if there is nothing for this long.
+pub(crate) fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(seen) = look() {
-            return seen;
+            return Some(seen);
         }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} in vain: {what}");
+        if Instant::now() >= deadline {
+            return None;
+        }
         std::thread::park_timeout(PAUSE);
     }
 }
