@@ -55,6 +55,11 @@ mod pool;
 mod quiet;
 mod watch;
 
+// What proves it.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 // Doors.
 mod builder;
 mod digest;

@@ -43,6 +43,10 @@ const MAGIC: &[u8; 8] = b"SSTRSNAP";
 const LAYOUT: u32 = 1;
 const PREAMBLE: usize = 32;
 
+/// No generation comes this far: one each millisecond would take a quarter of a million years. Up to
+/// here every JSON reader has the number exactly, and the next one never overflows.
+const MAX_GENERATION: u64 = 1 << 53;
+
 /// Why a snapshot file cannot be used. The path is part of every message.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -267,6 +271,9 @@ impl Snapshot {
         let (head, body) = rest.split_at(head_length);
         let head: Head =
             serde_json::from_slice(head).map_err(|_| damaged("its head cannot be understood"))?;
+        if head.generation >= MAX_GENERATION {
+            return Err(damaged("its generation is no number that is ever reached"));
+        }
         let mut spans = vec![head.problems];
         for document in head.documents.values() {
             spans.extend([document.identity.span, document.gzip.span]);
@@ -400,9 +407,12 @@ impl Lineage {
         Self { id: settings.id(), root, ..Self::default() }
     }
 
-    /// Lets the next generation be later than `generation`, which somebody has seen.
+    /// Lets the next generation be later than `generation`, which somebody has seen. A number that
+    /// is never reached is passed over: nobody has seen it.
     pub(crate) fn pass(&mut self, generation: u64) {
-        self.generation = self.generation.max(generation);
+        if generation < MAX_GENERATION {
+            self.generation = self.generation.max(generation);
+        }
     }
 
     /// Number of the generation before; 0 if there was none.
@@ -501,15 +511,20 @@ pub(crate) fn encode_next(
     let (id, root) = (previous.id.clone(), previous.root.clone());
     let head =
         to_json(&Head { id, root, generation, published: now, counts, documents: heads, problems });
+    (assemble(&head, &body), lineage)
+}
+
+/// Puts the preamble before head and body.
+pub(crate) fn assemble(head: &[u8], body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
     out.extend_from_slice(MAGIC);
     out.extend(LAYOUT.to_le_bytes());
     out.extend(u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend((body.len() as u64).to_le_bytes());
-    out.extend(xxh3(&[&head, &body]).to_le_bytes());
-    out.extend_from_slice(&head);
-    out.extend_from_slice(&body);
-    (out, lineage)
+    out.extend(xxh3(&[head, body]).to_le_bytes());
+    out.extend_from_slice(head);
+    out.extend_from_slice(body);
+    out
 }
 
 /// Most bytes of a snapshot file that are read: far more than an index of a million versions.

@@ -1,0 +1,4 @@
+//! See `simplestreams::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| simplestreams::fuzzing::path(data));
