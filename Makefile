@@ -6,11 +6,11 @@ export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
 
-.PHONY: help run test check module deb image headers clean
+.PHONY: help run test check module deb image headers soak valgrind asan fuzz nginx-tests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 	@echo
 	@echo '  make run PORT=9443 ROOT=/srv/images   another port, your own tree (which is only read)'
 	@echo '  make run LISTEN=0.0.0.0               for other machines too, not for this one alone'
@@ -29,9 +29,40 @@ test: ## run every check and test, with real clients and daemons (as root)
 check: headers ## check the form of the code: rustfmt, clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --test soak -- -D warnings
 
 module: headers ## build target/release/libngx_http_simplestreams_module.so
 	$(CARGO) build --release -p ngx-http-simplestreams
+
+soak: ## live through hours of a site in minutes, verifying every byte: SECONDS=240 (as root)
+	@packaging/deps.sh build run proof
+	@$(MAKE) --no-print-directory module
+	SOAK_SECONDS=$(or $(SECONDS),240) SIMPLESTREAMS_MODULE=$(MODULE) $(CARGO) test -q --test soak
+
+valgrind: ## run nginx with the module under valgrind
+	@packaging/deps.sh build run proof
+	@$(MAKE) --no-print-directory module
+	tests/proofs/memory.sh valgrind $(MODULE)
+
+# AddressSanitizer is an unstable option of rustc, which RUSTC_BOOTSTRAP lets the stable one take. The
+# C part of the module is instrumented as well.
+ASAN_TARGET := x86_64-unknown-linux-gnu
+asan: headers ## run nginx with the module instrumented by AddressSanitizer
+	@packaging/deps.sh build run proof
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_PROFILE_RELEASE_LTO=off \
+	    CFLAGS_x86_64_unknown_linux_gnu='-fsanitize=address -fno-omit-frame-pointer -g' \
+	    CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
+	    $(CARGO) build --release --target $(ASAN_TARGET) --target-dir $(TARGET_DIR)/asan -p ngx-http-simplestreams
+	tests/proofs/memory.sh asan $(TARGET_DIR)/asan/$(ASAN_TARGET)/release/$(notdir $(MODULE))
+
+fuzz: ## fuzz what reads other people's bytes, each target for SECONDS=60
+	@tests/proofs/fuzz.sh $(or $(SECONDS),60)
+
+nginx-tests: ## run nginx's own tests with and without the module: NGINX_TESTS=path of a checkout
+	@test -n "$(NGINX_TESTS)" || { echo 'usage: make nginx-tests NGINX_TESTS=path' >&2; exit 2; }
+	@packaging/deps.sh build run proof
+	@$(MAKE) --no-print-directory module
+	tests/proofs/nginx-tests.sh $(MODULE) $(NGINX_TESTS)
 
 deb: ## build and test packages for Debian 12 and 13, in target/deb (as root)
 	@packaging/deb.sh
