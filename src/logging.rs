@@ -14,11 +14,12 @@ use std::time::SystemTime;
 
 use indicatif::MultiProgress;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use simplestreams::Problem;
 
 /// Progress bars on the terminal, which log lines must not cut through.
 pub static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Whether the core's own lines below errors are left out.
+/// Whether the core's own lines are left out, but for errors that are not a tree's problems.
 static CORE_IS_QUIET: AtomicBool = AtomicBool::new(false);
 
 static LOGGER: Logger = Logger { sinks: Mutex::new(Vec::new()) };
@@ -150,7 +151,8 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let of_core = record.target().starts_with("simplestreams");
-        if of_core && record.level() > Level::Error && CORE_IS_QUIET.load(Ordering::Relaxed) {
+        let is_reported = record.level() > Level::Error || record.target() == Problem::LOG_TARGET;
+        if of_core && is_reported && CORE_IS_QUIET.load(Ordering::Relaxed) {
             return;
         }
         let message = one_line(&record.args().to_string());

@@ -88,7 +88,10 @@ fn existing(option: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(path).with_context(|| format!("{option} \"{shown}\""))?;
     let refuse = |err: &io::Error| match err.kind() {
         io::ErrorKind::NotFound => {
-            format!("{option} \"{shown}\" does not exist; create it, or mount it")
+            format!(
+                "{option} \"{shown}\" does not exist; mount it, or make it (\"lxd-image-server init\" \
+                 does)"
+            )
         }
         _ => format!("cannot look into {option} \"{shown}\" ({err})"),
     };

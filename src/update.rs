@@ -36,21 +36,25 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
     if !args.no_wait {
         asked.wait();
     }
+    let problems = report_problems(&snapshot);
+    let counts = snapshot.counts();
+    out::line(format_args!(
+        "{} products, {} versions, {} problems",
+        counts.products, counts.versions, problems
+    ));
+    if args.strict && problems > 0 {
+        return Err(Stop::with(Exit::Problems, "there are problems"));
+    }
+    Ok(())
+}
+
+/// Prints what is wrong with images; says how much that is.
+pub fn report_problems(snapshot: &Snapshot) -> usize {
     let problems = snapshot.problems();
     for problem in &problems {
         out::line(format_args!("problem {}", logging::one_line(&problem.to_string())));
     }
-    let counts = snapshot.counts();
-    out::line(format_args!(
-        "{} products, {} versions, {} problems",
-        counts.products,
-        counts.versions,
-        problems.len()
-    ));
-    if args.strict && !problems.is_empty() {
-        return Err(Stop::with(Exit::Problems, "there are problems"));
-    }
-    Ok(())
+    problems.len()
 }
 
 /// Hashes the whole tree, writes its index, and prints which versions came, went and changed.

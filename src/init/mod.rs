@@ -55,7 +55,9 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
                 streams_dir: Some(streams.clone()),
                 threads: None,
             };
-            update::make(&Tree::new(&tree, config)?, PATIENCE).map(drop)
+            let snapshot = update::make(&Tree::new(&tree, config)?, PATIENCE)?;
+            update::report_problems(&snapshot);
+            Ok(())
         })?;
     }
     enabled.reload(&steps)?;

@@ -79,6 +79,9 @@ impl<'a> Site<'a> {
                 Ok(symlink(&available, &link)?)
             })?;
         }
+        if steps.dry_run {
+            out::line("would test nginx's configuration, and reload nginx");
+        }
         Ok(Enabled { args: self.args, link: (!steps.dry_run).then_some(link) })
     }
 

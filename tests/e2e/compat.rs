@@ -25,6 +25,46 @@ const CONFIG: &str = "\
   key_path = \"/etc/lxd-image-server/lxdhub.key\"
 ";
 
+/// The file that the Python tool's package put into /etc, with its example of a mirror in force.
+const PACKAGED: &str = "\
+[mirrors]
+  # Add each mirror with its info. Example:
+  [lxdhub]
+  user = \"lxdadm\"
+  url = \"https://lxdhub.xxxxxxx.com:8443\"
+  # remote is replacing url, but url is not removed for backward compatibility
+  remote = \"lxdhub.xxxxxxx.com\"
+  # Make sure key has 700 permission and the ownership is lxdadm:www-data
+  key_path = \"/etc/lxd-image-server/lxdhub.key\"
+
+[logging]
+  version = 1
+  disable_existing_loggers = 1
+
+[logging.formatters.simple]
+  format = \"%(message)s\"
+
+[logging.formatters.complex]
+  format = \"%(levelname)s %(asctime)s %(message)s\"
+
+[logging.handlers.filelog]
+  level = \"INFO\"
+  class = \"logging.FileHandler\"
+  filename = \"/var/log/lxd-image-server/lxd-image-server.log\"
+  formatter = \"complex\"
+
+[logging.handlers.console]
+  level = \"ERROR\"
+  class = \"logging.StreamHandler\"
+  formatter = \"simple\"
+
+# Main logger of the application
+[logging.loggers.lxd_image_server]
+  handlers = [\"console\", \"filelog\"]
+  level = \"INFO\"
+  propagate = false
+";
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/old-tool").join(name)
 }
@@ -131,6 +171,31 @@ fn an_old_index_is_taken_over() {
          changed iats:xenial:amd64:default 20180717_08:30\n\
          3 products, 4 versions, 0 problems\n"
     );
+}
+
+#[test]
+fn the_packaged_configuration_is_understood() {
+    let dir = Dir::new();
+    let log = dir.path().join("its.log");
+    let text = PACKAGED
+        .replace("/var/log/lxd-image-server/lxd-image-server.log", log.to_str().expect("a path"));
+    fs::write(dir.path().join("packaged.toml"), text).expect("config");
+    let output = run(bare(&dir).args(["--config", "packaged.toml", "config"]));
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "mirrors.lxdhub.remote = \"lxdhub.xxxxxxx.com\"",
+        "logging.handlers.console.level = \"ERROR\"",
+        &format!("logging.handlers.filelog.filename = \"{}\"", log.display()),
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    // Standard error takes errors alone, the file has what there is to say of the rest.
+    assert_eq!(stderr(&output), "");
+    let log = fs::read_to_string(&log).expect("log");
+    assert!(log.contains("write [mirrors.lxdhub]"), "{log}");
+    assert!(log.contains("[logging]: only levels, files and streams are used, not formatters"));
+    assert_eq!(log.lines().count(), 2, "{log}");
 }
 
 #[test]
