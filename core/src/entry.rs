@@ -159,7 +159,7 @@ pub struct Hashes {
 
 /// An item, as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Item {
+pub struct Item<'a> {
     ftype: &'static str,
     path: String,
     sha256: Digest,
@@ -168,7 +168,7 @@ pub struct Item {
     #[serde(flatten)]
     combined: BTreeMap<&'static str, Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    delta_base: Option<String>,
+    delta_base: Option<&'a str>,
 }
 
 /// A part of a version that clients see as one image.
@@ -199,24 +199,25 @@ impl Part {
 }
 
 /// A version with everything known that the catalog needs.
+///
+/// There may be forty thousand of them, with one or two files each: slices, where a `BTreeMap` would
+/// take room for eleven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Path of the version's directory in the tree.
-    pub path: String,
     /// The product it belongs to.
     pub product: ProductName,
     /// The version's name.
-    pub version: String,
-    metadata: BTreeMap<Client, File>,
-    roots: BTreeMap<Root, File>,
-    unified: BTreeMap<Client, File>,
-    deltas: BTreeMap<String, File>,
-    pairs: BTreeMap<(Client, Root), Digest>,
+    pub version: Box<str>,
+    metadata: Box<[(Client, File)]>,
+    roots: Box<[(Root, File)]>,
+    unified: Box<[(Client, File)]>,
+    deltas: Box<[(Box<str>, File)]>,
+    pairs: Box<[((Client, Root), Digest)]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct File {
-    name: String,
+    name: Box<str>,
     size: u64,
     sha256: Digest,
 }
@@ -224,40 +225,44 @@ struct File {
 impl Entry {
     /// Joins a plan with its hashes; `None` if a hash is missing.
     pub fn new(found: &FoundVersion, plan: &Plan, hashes: &Hashes) -> Option<Self> {
-        fn files<K: Ord + Clone>(
+        fn files<K: Clone, L: From<K>>(
             planned: &BTreeMap<K, FoundFile>,
             hashes: &Hashes,
-        ) -> Option<BTreeMap<K, File>> {
+        ) -> Option<Box<[(L, File)]>> {
             let file = |(key, found): (&K, &FoundFile)| {
                 let sha256 = *hashes.files.get(&found.name)?;
-                let file = File { name: found.name.clone(), size: found.stamp.size, sha256 };
-                Some((key.clone(), file))
+                let name = found.name.as_str().into();
+                Some((key.clone().into(), File { name, size: found.stamp.size, sha256 }))
             };
             planned.iter().map(file).collect()
         }
         Some(Self {
-            path: found.path.clone(),
             product: found.product.clone(),
-            version: found.name.clone(),
+            version: found.name.as_str().into(),
             metadata: files(&plan.metadata, hashes)?,
             roots: files(&plan.roots, hashes)?,
             unified: files(&plan.unified, hashes)?,
             deltas: files(&plan.deltas, hashes)?,
-            pairs: hashes.pairs.clone(),
+            pairs: hashes.pairs.iter().map(|(&pair, &digest)| (pair, digest)).collect(),
         })
+    }
+
+    /// Path of the version's directory in the tree.
+    pub fn path(&self) -> String {
+        join(&self.product.path(), &self.version)
     }
 
     /// The images that clients see in it.
     pub fn parts(&self) -> impl Iterator<Item = Part> {
         let unified = (!self.unified.is_empty()).then_some(Part::Unified);
-        self.roots.keys().copied().map(Part::Split).chain(unified)
+        self.roots.iter().map(|(root, _)| Part::Split(*root)).chain(unified)
     }
 
     /// Fingerprints of an image, one for each client's metadata.
     pub fn fingerprints(&self, part: Part) -> impl Iterator<Item = Digest> {
         Client::ALL.into_iter().filter_map(move |client| match part {
-            Part::Split(root) => self.pairs.get(&(client, root)).copied(),
-            Part::Unified => self.unified.get(&client).map(|file| file.sha256),
+            Part::Split(root) => get(&self.pairs, &(client, root)).copied(),
+            Part::Unified => get(&self.unified, &client).map(|file| file.sha256),
         })
     }
 
@@ -266,29 +271,29 @@ impl Entry {
         let mut rest = self.clone();
         match part {
             Part::Split(root) => {
-                rest.roots.remove(&root);
-                rest.pairs.retain(|(_, of), _| *of != root);
+                rest.roots = retain(rest.roots, |(of, _)| *of != root);
+                rest.pairs = retain(rest.pairs, |((_, of), _)| *of != root);
                 if root == Root::Squashfs {
-                    rest.deltas.clear();
+                    rest.deltas = Box::default();
                 }
                 if rest.roots.is_empty() {
-                    rest.metadata.clear();
+                    rest.metadata = Box::default();
                 }
             }
-            Part::Unified => rest.unified.clear(),
+            Part::Unified => rest.unified = Box::default(),
         }
         if rest.roots.is_empty() && rest.unified.is_empty() { None } else { Some(rest) }
     }
 
     /// The versions that its deltas start from, with the deltas' files.
     pub fn delta_bases(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.deltas.iter().map(|(base, file)| (base.as_str(), file.name.as_str()))
+        self.deltas.iter().map(|(base, file)| (&**base, &*file.name))
     }
 
     /// A problem with the version that does not keep it from being listed.
     pub fn problem(&self) -> Option<Problem> {
-        let differ = |files: &BTreeMap<Client, File>| {
-            let mut hashes = files.values().map(|file| file.sha256);
+        let differ = |files: &[(Client, File)]| {
+            let mut hashes = files.iter().map(|(_, file)| file.sha256);
             hashes.next().zip(hashes.next()).is_some_and(|(first, second)| first != second)
         };
         let names = if differ(&self.metadata) {
@@ -299,7 +304,7 @@ impl Entry {
             return None;
         };
         Some(Problem::new(
-            Path::new(&self.path),
+            Path::new(&self.path()),
             format!("{names} differ; LXD 5.0.3 and 5.18 to 5.20 take one of them at random"),
             "make them equal, or keep one: one is enough for both clients",
         ))
@@ -311,51 +316,74 @@ impl Entry {
     /// Metadata and unified tarballs are listed twice, once for each client, with the same path
     /// where the version has only one of the two files: an index with LXD's item alone is an empty
     /// list to Incus.
-    pub fn items(&self, is_base: impl Fn(&str) -> bool) -> BTreeMap<String, Item> {
+    pub fn items(&self, is_base: impl Fn(&str) -> bool) -> BTreeMap<&str, Item<'_>> {
+        let directory = self.path();
+        let item = |ftype, file| Item::new(&directory, ftype, file);
         let mut items = BTreeMap::new();
         for client in Client::ALL {
             if let Some((of, file)) = for_client(&self.metadata, client) {
                 let ftype = client.metadata_ftype();
-                let mut item = self.item(ftype, file);
+                let mut item = item(ftype, file);
                 item.combined = self
                     .roots
-                    .keys()
-                    .filter_map(|&root| Some((root.combined_key(), *self.pairs.get(&(of, root))?)))
+                    .iter()
+                    .filter_map(|&(root, _)| {
+                        Some((root.combined_key(), *get(&self.pairs, &(*of, root))?))
+                    })
                     .collect();
-                items.insert(ftype.to_owned(), item);
+                items.insert(ftype, item);
             }
             if let Some((_, file)) = for_client(&self.unified, client) {
                 let ftype = client.unified_ftype();
-                items.insert(ftype.to_owned(), self.item(ftype, file));
+                items.insert(ftype, item(ftype, file));
             }
         }
         for (root, file) in &self.roots {
-            items.insert(file.name.clone(), self.item(root.ftype(), file));
+            items.insert(&*file.name, item(root.ftype(), file));
         }
         for (base, file) in self.deltas.iter().filter(|(base, _)| is_base(base)) {
-            let mut item = self.item("squashfs.vcdiff", file);
-            item.delta_base = Some(base.clone());
-            items.insert(file.name.clone(), item);
+            let mut item = item("squashfs.vcdiff", file);
+            item.delta_base = Some(&**base);
+            items.insert(&*file.name, item);
         }
         items
+    }
+
+    /// How many [`items`](Self::items) there are.
+    pub fn item_count(&self, is_base: impl Fn(&str) -> bool) -> u64 {
+        let twice = [&self.metadata, &self.unified].into_iter().filter(|files| !files.is_empty());
+        let deltas = self.deltas.iter().filter(|(base, _)| is_base(base));
+        (twice.count() * Client::ALL.len() + self.roots.len() + deltas.count()) as u64
     }
 
     /// Bytes of all files, each once.
     pub fn bytes(&self) -> u64 {
         let Self { metadata, roots, unified, deltas, .. } = self;
-        let files = metadata.values().chain(roots.values()).chain(unified.values());
-        files.chain(deltas.values()).map(|file| file.size).sum()
-    }
-
-    fn item(&self, ftype: &'static str, file: &File) -> Item {
-        let path = join(&self.path, &file.name);
-        let combined = BTreeMap::new();
-        Item { ftype, path, sha256: file.sha256, size: file.size, combined, delta_base: None }
+        let files = metadata.iter().chain(unified).map(|(_, file)| file);
+        let files = files.chain(roots.iter().map(|(_, file)| file));
+        files.chain(deltas.iter().map(|(_, file)| file)).map(|file| file.size).sum()
     }
 }
 
+impl<'a> Item<'a> {
+    fn new(directory: &str, ftype: &'static str, file: &'a File) -> Self {
+        let path = join(directory, &file.name);
+        let combined = BTreeMap::new();
+        Self { ftype, path, sha256: file.sha256, size: file.size, combined, delta_base: None }
+    }
+}
+
+/// The value of a key.
+fn get<'a, K: PartialEq, V>(of: &'a [(K, V)], key: &K) -> Option<&'a V> {
+    of.iter().find(|(known, _)| known == key).map(|(_, value)| value)
+}
+
+fn retain<T>(of: Box<[T]>, keep: impl Fn(&T) -> bool) -> Box<[T]> {
+    of.into_iter().filter(|of| keep(of)).collect()
+}
+
 /// The file for a client: its own, or the other one's.
-fn for_client(files: &BTreeMap<Client, File>, client: Client) -> Option<(Client, &File)> {
-    let own = files.get_key_value(&client);
-    own.or_else(|| files.first_key_value()).map(|(&of, file)| (of, file))
+fn for_client(files: &[(Client, File)], client: Client) -> Option<&(Client, File)> {
+    let own = files.iter().find(|(of, _)| *of == client);
+    own.or_else(|| files.first())
 }

@@ -11,8 +11,9 @@ mod override_files;
 mod publish;
 mod rehash;
 mod report;
+mod saver;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::entry::{Entry, Hashes, Plan};
 use crate::hash::{self, Outcome};
 use crate::kind::Kind;
+use crate::name::ProductName;
 use crate::pool::{Job, Pool, Priority};
 use crate::progress::Gauges;
 use crate::quiet::Writers;
@@ -88,6 +90,12 @@ pub(crate) struct Indexer {
     dirty: BTreeSet<String>,
     deadlines: BTreeSet<(Instant, String)>,
     tally: Tally,
+    /// Versions of which the catalog does not know yet how they are now.
+    changed: BTreeSet<String>,
+    /// Directories in which overrides changed since the catalog was told.
+    overridden: BTreeSet<String>,
+    /// What is wrong with versions, by their paths; of those in `changed` as it was.
+    wrong: BTreeMap<String, Vec<Problem>>,
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
@@ -126,6 +134,9 @@ impl Indexer {
             dirty: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             tally: Tally::default(),
+            changed: BTreeSet::new(),
+            overridden: BTreeSet::new(),
+            wrong: BTreeMap::new(),
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
@@ -151,7 +162,6 @@ impl Indexer {
         loop {
             let now = Instant::now();
             self.publish(now);
-            self.publisher.retry(now);
             self.end_rehash();
             self.report(now);
             self.log_hashing(now);
@@ -439,8 +449,10 @@ impl Indexer {
         let Some((_, name)) = path.rsplit_once('/') else {
             return;
         };
-        let priority =
-            Priority { older: !self.is_newest(path), version: std::cmp::Reverse(name.to_owned()) };
+        let priority = Priority {
+            older: !is_newest(&self.versions, path),
+            version: std::cmp::Reverse(name.to_owned()),
+        };
         self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
         self.tickets += 1;
         let ticket = self.tickets;
@@ -459,20 +471,6 @@ impl Indexer {
                 }),
             },
         );
-    }
-
-    /// Whether the version at `path` is the newest of its product that is known so far.
-    fn is_newest(&self, path: &str) -> bool {
-        let Some((product, name)) = path.rsplit_once('/') else {
-            return true;
-        };
-        // Siblings sort behind it; a deeper path, of a longer product, has one more slash.
-        !self
-            .versions
-            .range(path.to_owned()..)
-            .skip(1)
-            .map_while(|(other, _)| other.strip_prefix(product)?.strip_prefix('/'))
-            .any(|other| !other.contains('/') && other > name)
     }
 
     fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
@@ -520,19 +518,9 @@ impl Indexer {
         if !self.publisher.due(self.tally.hashing.versions, now) {
             return;
         }
-        let mut problems: Vec<Problem> =
-            self.problems.iter().map(|(_, problem)| problem.clone()).collect();
-        problems.extend(self.versions.values().flat_map(Version::problems).cloned());
-        problems.extend(self.overrides.problems().cloned());
-        problems.extend(self.anchors.problems(&self.tree, |stream| {
-            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
-        }));
         let newest_pending = || {
-            let mut newest: HashMap<&crate::name::ProductName, &Version> = HashMap::new();
-            for version in self.versions.values() {
-                newest.insert(&version.found.product, version);
-            }
-            newest.values().any(|version| version.is_hashing() || version.is_waiting())
+            let pending = |version: &Version| version.is_hashing() || version.is_waiting();
+            versions.iter().any(|(path, version)| pending(version) && is_newest(versions, path))
         };
         let any_listed = self.versions.values().any(|version| version.entry().is_some());
         let on_their_way = self.tally.hashing.versions > 0
@@ -540,9 +528,41 @@ impl Indexer {
         if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
             return;
         }
-        let entries = self.versions.values().filter_map(Version::entry);
+        self.tell_catalog();
+        let mut problems: Vec<Problem> =
+            self.problems.iter().map(|(_, problem)| problem.clone()).collect();
+        problems.extend(self.wrong.values().flatten().cloned());
+        problems.extend(self.overrides.problems().cloned());
+        problems.extend(self.anchors.problems(&self.tree, |stream| {
+            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
+        }));
         let root_missing = self.anchors.root_missing();
-        self.publisher.publish(entries, &self.overrides, problems, root_missing);
+        self.publisher.publish(&self.overrides, problems, root_missing);
+    }
+
+    /// Tells the catalog what changed since the last time.
+    fn tell_catalog(&mut self) {
+        for path in std::mem::take(&mut self.changed) {
+            let Some((directory, name)) = path.rsplit_once('/') else {
+                continue;
+            };
+            let version = self.versions.get(&path);
+            let product = version
+                .map_or_else(|| ProductName::of(directory), |of| Some(of.found.product.clone()));
+            if let Some(product) = product {
+                self.publisher.catalog.set(&product, name, version.and_then(Version::entry));
+            }
+            let wrong: Vec<Problem> =
+                version.into_iter().flat_map(Version::problems).cloned().collect();
+            if wrong.is_empty() {
+                self.wrong.remove(&path);
+            } else {
+                self.wrong.insert(path, wrong);
+            }
+        }
+        for directory in std::mem::take(&mut self.overridden) {
+            self.publisher.catalog.reconsider(&directory);
+        }
     }
 }
 
@@ -554,4 +574,17 @@ fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVe
     let (newest, older): (Vec<_>, Vec<_>) =
         versions.into_iter().partition(|version| products.insert(version.product.clone()));
     newest.into_iter().chain(older)
+}
+
+/// Whether the version at `path` is the newest of its product that is known so far.
+fn is_newest(versions: &BTreeMap<String, Version>, path: &str) -> bool {
+    let Some((product, name)) = path.rsplit_once('/') else {
+        return true;
+    };
+    // Siblings sort behind it; a deeper path, of a longer product, has one more slash.
+    !versions
+        .range(path.to_owned()..)
+        .skip(1)
+        .map_while(|(other, _)| other.strip_prefix(product)?.strip_prefix('/'))
+        .any(|other| !other.contains('/') && other > name)
 }

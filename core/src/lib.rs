@@ -66,6 +66,7 @@ mod digest;
 mod follow;
 mod index;
 mod live;
+mod memory;
 mod problem;
 mod progress;
 mod settings;

@@ -12,11 +12,14 @@
 //! file into memory of their own.
 
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
+
+use crate::memory::Memory;
 
 /// What the memory must be sealed against before anybody maps it.
 const SEALS: SealFlags =
@@ -31,9 +34,9 @@ pub fn path(state_dir: &Path, id: &str) -> PathBuf {
 }
 
 /// A generation in sealed memory; readers find it as long as this lives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Live {
-    memory: OwnedFd,
+    memory: Arc<File>,
 }
 
 impl Live {
@@ -43,13 +46,25 @@ impl Live {
     ///
     /// When the memory or its descriptor cannot be had.
     pub fn new(bytes: &[u8]) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let memory = rustix::fs::memfd_create("simplestreams", flags)?;
-        let mut file = File::from(memory);
-        file.write_all(bytes)?;
-        let memory = OwnedFd::from(file);
+        let mut memory = Memory::default();
+        memory.append(bytes)?;
+        Self::seal(memory)
+    }
+
+    /// Seals `memory`.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, or the kernel refuses.
+    pub fn seal(memory: Memory) -> io::Result<Self> {
+        let memory = memory.into_file().ok_or(io::ErrorKind::UnexpectedEof)?;
         rustix::fs::fcntl_add_seals(&memory, SEALS)?;
         Ok(Self { memory })
+    }
+
+    /// The memory.
+    pub fn sealed(&self) -> &File {
+        &self.memory
     }
 
     /// Tells readers, in the file at `path`.
@@ -96,8 +111,9 @@ pub fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::MemfdFlags;
     use std::fs;
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
 
     #[test]
     fn what_is_announced_can_be_opened_and_not_changed() {

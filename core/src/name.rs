@@ -3,7 +3,9 @@
 //! The rules are those of the strictest client: a listed path must be one that `lxc` and `incus`
 //! both fetch unchanged (`CLIENTS.md`, "Aliases, paths").
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
 
 /// Longest product: components below the stream, the version not counted. A bound for symbolic
 /// links that lead into themselves; real trees have three or four.
@@ -87,62 +89,103 @@ pub fn is_version(name: &str) -> bool {
     (1..=days).contains(&day)
 }
 
-/// A product: the path between stream and version.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProductName {
-    stream: String,
-    components: Vec<String>,
+/// A product: the path between stream and version. Cheap to clone: thousands of versions share it.
+///
+/// Ordered as documents are: by stream, then by the name under which the product is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProductName(Arc<Text>);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Text {
+    /// `stream/os:release:arch:…`.
+    text: Box<str>,
+    /// Length of the stream's name, in bytes.
+    stream: usize,
 }
 
 impl ProductName {
-    /// A product from a stream and at least [`MIN_COMPONENTS`] components.
+    /// A product from a stream and at least [`MIN_COMPONENTS`] components, none of which has a colon.
     pub fn new(stream: &str, components: &[&str]) -> Option<Self> {
-        (components.len() >= MIN_COMPONENTS).then(|| Self {
-            stream: stream.to_owned(),
-            components: components.iter().map(|&c| c.to_owned()).collect(),
+        (components.len() >= MIN_COMPONENTS).then(|| {
+            let text = format!("{stream}/{}", components.join(":")).into();
+            Self(Arc::new(Text { text, stream: stream.len() }))
         })
+    }
+
+    /// The product in `directory`, if one can be there.
+    pub fn of(directory: &str) -> Option<Self> {
+        let (stream, components) = directory.split_once('/')?;
+        Self::new(stream, &components.split('/').collect::<Vec<_>>())
+    }
+
+    /// A bound for ranges: not behind any product in `directory`, which may be a stream's, or empty.
+    pub fn bound(directory: &str) -> Self {
+        let (stream, components) = directory.split_once('/').unwrap_or((directory, ""));
+        let text = format!("{stream}/{}", components.replace('/', ":")).into();
+        Self(Arc::new(Text { text, stream: stream.len() }))
     }
 
     /// The stream it belongs to.
     pub fn stream(&self) -> &str {
-        &self.stream
+        &self.0.text[..self.0.stream]
+    }
+
+    /// The name under which it is listed: components joined by `:`.
+    pub fn as_str(&self) -> &str {
+        &self.0.text[self.0.stream + 1..]
     }
 
     /// Operating system or distribution.
     pub fn os(&self) -> &str {
-        &self.components[0]
+        self.component(0)
     }
 
     /// Release of the operating system.
     pub fn release(&self) -> &str {
-        &self.components[1]
+        self.component(1)
     }
 
     /// Architecture, as the tree spells it.
     pub fn arch(&self) -> &str {
-        &self.components[2]
+        self.component(2)
+    }
+
+    fn component(&self, number: usize) -> &str {
+        self.components().nth(number).unwrap_or_default()
     }
 
     /// What follows the architecture, joined by `/`; empty if nothing does.
     pub fn variant(&self) -> String {
-        self.components[MIN_COMPONENTS..].join("/")
+        let variant = self.as_str().splitn(MIN_COMPONENTS + 1, ':').nth(MIN_COMPONENTS);
+        variant.unwrap_or_default().replace(':', "/")
     }
 
     /// All components.
-    pub fn components(&self) -> &[String] {
-        &self.components
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.as_str().split(':')
     }
 
-    /// All components, joined by `separator`.
-    pub fn join(&self, separator: &str) -> String {
-        self.components.join(separator)
+    /// Its directory in the tree.
+    pub fn path(&self) -> String {
+        self.0.text.replace(':', "/")
     }
 }
 
-/// The name under which the product is listed: components joined by `:`.
+impl Ord for ProductName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.stream(), self.as_str()).cmp(&(other.stream(), other.as_str()))
+    }
+}
+
+impl PartialOrd for ProductName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for ProductName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.join(":"))
+        f.write_str(self.as_str())
     }
 }
 

@@ -1,150 +1,89 @@
 //! From catalog to bytes, deterministically: nothing in a document comes from a clock, so the same
 //! tree gives the same bytes, and the same entity tags, on every mirror and after every restart.
+//!
+//! Documents are kept in chunks ([`chunks`]), of which only those are made anew that a change
+//! touches.
 
-mod gzip;
+mod chunks;
+mod deflate;
+mod pieces;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
 
-use serde::Serialize;
-
-use crate::catalog::{Catalog, Product};
-use crate::entry::Item;
+use crate::catalog::Catalog;
+use crate::fields;
+use crate::memory::Memory;
 use crate::name::ProductName;
-use crate::snapshot::{Counts, Rendered};
+use crate::snapshot::{Placed, Tags};
 
-pub(crate) use gzip::Compressor;
+use chunks::{Bounds, Document, Store};
+use pieces::Of;
 
-#[derive(Serialize)]
-struct Index<'a> {
-    format: &'static str,
-    index: BTreeMap<&'a str, IndexEntry>,
+/// `index.json` and one document for each stream, in that order.
+#[derive(Debug)]
+pub struct Documents {
+    documents: Vec<Document>,
+    /// Where text is kept that no generation holds yet.
+    fresh: Memory,
+    /// The generation that holds the rest.
+    last: Option<Memory>,
 }
 
-#[derive(Serialize)]
-struct IndexEntry {
-    datatype: &'static str,
-    format: &'static str,
-    path: String,
-    products: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Products<'a> {
-    content_id: &'a str,
-    datatype: &'static str,
-    format: &'static str,
-    products: BTreeMap<String, ProductDocument<'a>>,
-}
-
-#[derive(Serialize)]
-struct ProductDocument<'a> {
-    aliases: String,
-    arch: &'a str,
-    /// What LXD 5.0.0 to 5.0.2 read.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    lxd_requirements: &'a BTreeMap<String, String>,
-    os: &'a str,
-    release: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    release_codename: Option<&'a str>,
-    release_title: &'a str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    requirements: &'a BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    support_eol: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    supported: Option<bool>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    variant: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<&'a str>,
-    versions: BTreeMap<&'a str, VersionDocument<'a>>,
-}
-
-#[derive(Serialize)]
-struct VersionDocument<'a> {
-    items: BTreeMap<String, Item>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    label: Option<&'a str>,
-}
-
-const DATATYPE: &str = "image-downloads";
-const PRODUCTS_FORMAT: &str = "products:1.0";
-
-/// Renders `index.json` and one document for each of `streams`, in that order. What `compressor` knows
-/// from the last time is not compressed again.
-pub fn render(catalog: &Catalog, streams: &[String], compressor: &mut Compressor) -> Vec<Rendered> {
-    let mut index = Index { format: "index:1.0", index: BTreeMap::new() };
-    let mut documents = Vec::with_capacity(streams.len() + 1);
-    for stream in streams {
-        let file = format!("{stream}.json");
-        let products = Products {
-            content_id: stream,
-            datatype: DATATYPE,
-            format: PRODUCTS_FORMAT,
-            products: catalog
-                .products
-                .iter()
-                .filter(|(name, _)| name.stream() == stream)
-                .map(|(name, product)| (name.to_string(), product_document(name, product)))
-                .collect(),
-        };
-        index.index.insert(
-            stream,
-            IndexEntry {
-                datatype: DATATYPE,
-                format: PRODUCTS_FORMAT,
-                path: format!("streams/v1/{file}"),
-                products: products.products.keys().cloned().collect(),
-            },
-        );
-        documents.push(document(file, &products, compressor));
+impl Documents {
+    /// Documents that were not rendered yet.
+    pub fn new(streams: &[String]) -> Self {
+        Self::with_bounds(streams, Bounds::USUAL)
     }
-    documents.insert(0, document("index.json".to_owned(), &index, compressor));
-    compressor.turn();
-    documents
-}
 
-/// Counts what the catalog lists.
-pub fn count(catalog: &Catalog) -> Counts {
-    let mut counts = Counts { products: catalog.products.len() as u64, ..Counts::default() };
-    for product in catalog.products.values() {
-        for entry in product.versions.values() {
-            counts.versions += 1;
-            counts.items += entry.items(|base| product.is_base(base)).len() as u64;
-            counts.bytes += entry.bytes();
+    fn with_bounds(streams: &[String], bounds: Bounds) -> Self {
+        let new = |of| Document::new(of, bounds);
+        let mut documents = vec![new(Of::Index(streams.iter().cloned().collect()))];
+        documents.extend(streams.iter().map(|stream| new(Of::Stream(stream.clone()))));
+        Self { documents, fresh: Memory::default(), last: None }
+    }
+
+    /// Renders what `changed`: products that are listed, or were.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub fn update(
+        &mut self,
+        catalog: &Catalog,
+        overrides: &fields::Files,
+        changed: &BTreeSet<ProductName>,
+    ) -> io::Result<()> {
+        for document in &mut self.documents {
+            let store = Store { fresh: &mut self.fresh, last: self.last.as_ref() };
+            document.update(catalog, overrides, changed, store)?;
         }
+        Ok(())
     }
-    counts
-}
 
-fn product_document<'a>(name: &'a ProductName, product: &'a Product) -> ProductDocument<'a> {
-    let fields = &product.fields;
-    let versions = product.versions.iter().map(|(version, entry)| {
-        let items = entry.items(|base| product.is_base(base));
-        let label = fields.labels.get(version).map(String::as_str);
-        (version.as_str(), VersionDocument { items, label })
-    });
-    ProductDocument {
-        aliases: product.aliases.join(","),
-        arch: name.arch(),
-        lxd_requirements: &fields.requirements,
-        os: fields.os.as_deref().unwrap_or(name.os()),
-        release: name.release(),
-        release_codename: fields.release_codename.as_deref(),
-        release_title: fields.release_title.as_deref().unwrap_or(name.release()),
-        requirements: &fields.requirements,
-        support_eol: fields.support_eol.as_deref(),
-        supported: fields.supported,
-        variant: fields.variant.clone().unwrap_or_else(|| name.variant()),
-        version: fields.version.as_deref(),
-        versions: versions.collect(),
+    /// Name and entity tags of each document.
+    pub fn tags(&self) -> Vec<Tags> {
+        self.documents.iter().map(Document::tags).collect()
     }
-}
 
-fn document(name: String, value: &impl Serialize, compressor: &mut Compressor) -> Rendered {
-    // Only strings, numbers and maps with string keys, which always serialize.
-    let identity = serde_json::to_vec(value).expect("plain data serializes");
-    let gzip = compressor.gzip(&identity);
-    Rendered { name, identity, gzip }
+    /// Puts all of it behind what `memory` holds; says where.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub fn place(&self, memory: &mut Memory) -> io::Result<Vec<Placed>> {
+        let documents = self.documents.iter();
+        documents.map(|of| of.place(&self.fresh, self.last.as_ref(), memory)).collect()
+    }
+
+    /// From now on `memory` is where everything is that was [placed](Self::place) there.
+    pub fn keep(&mut self, memory: Memory, placed: &[Placed]) {
+        for (document, placed) in self.documents.iter_mut().zip(placed) {
+            document.keep(placed);
+        }
+        self.last = Some(memory);
+        self.fresh = Memory::default();
+    }
 }

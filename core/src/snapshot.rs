@@ -6,24 +6,28 @@
 //! the tree has been looked at. While a builder runs, readers have the same bytes from it directly
 //! (`live.rs`).
 //!
-//! # Layout (version 1, little-endian)
+//! # Layout (version 2, little-endian)
 //!
 //! | offset | length | content |
 //! |---|---|---|
 //! | 0 | 8 | `SSTRSNAP` |
-//! | 8 | 4 | version of the layout, 1 |
+//! | 8 | 4 | version of the layout, 2 |
 //! | 12 | 4 | length of the head, *h* |
-//! | 16 | 8 | length of the body, *b* |
-//! | 24 | 8 | XXH3-64 of head and body |
-//! | 32 | *h* | head: JSON, [`Head`] |
-//! | 32+*h* | *b* | body: the documents' variants and the list of problems |
+//! | 16 | 8 | offset of the head, *o* |
+//! | 24 | 8 | XXH3-64 of the head |
+//! | 32 | 8 | XXH3-64 of the body |
+//! | 40 | *o*-40 | body: the documents' variants and the list of problems |
+//! | *o* | *h* | head: JSON, [`Head`] |
 //!
-//! The file's length is exactly 32 + *h* + *b*. XXH3 finds damage, not malice: the directory
-//! belongs to the user that runs the workers.
+//! The file's length is exactly *o* + *h*. XXH3 finds damage, not malice: the directory belongs to
+//! the user that runs the workers. Sealed memory has the same layout, but a checksum of the body only
+//! if it was read from a file: nothing can damage it, and workers need not look at forty megabytes
+//! for each generation.
 //!
 //! # History
 //!
 //! 1. First version.
+//! 2. The head behind the body, with a checksum of its own.
 
 mod map;
 
@@ -35,13 +39,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::live::Live;
+use crate::memory::Memory;
 use crate::{Digest, Problem, Report, Settings};
 
 const MAGIC: &[u8; 8] = b"SSTRSNAP";
-const LAYOUT: u32 = 1;
-const PREAMBLE: usize = 32;
+const LAYOUT: u32 = 2;
+const PREAMBLE: usize = 40;
 
 /// No generation comes this far: one each millisecond would take a quarter of a million years. Up to
 /// here every JSON reader has the number exactly, and the next one never overflows.
@@ -116,17 +122,44 @@ struct VariantHead {
     etag: String,
 }
 
-/// A stretch of the body, in bytes.
+/// A stretch, in bytes; in the head, of the body.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Span {
-    offset: usize,
-    length: usize,
+pub(crate) struct Span {
+    pub(crate) offset: usize,
+    pub(crate) length: usize,
 }
 
 impl Span {
+    /// From `start` to `end`.
+    pub(crate) fn between(start: u64, end: u64) -> Self {
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Self { offset: size(start), length: size(end.saturating_sub(start)) }
+    }
+
+    /// The same stretch of the whole as one of the body.
+    fn in_body(self) -> Self {
+        Self { offset: self.offset.saturating_sub(PREAMBLE), ..self }
+    }
+
     fn get<'a>(&self, body: &'a [u8]) -> Option<&'a [u8]> {
         body.get(self.offset..self.offset.checked_add(self.length)?)
     }
+}
+
+/// A document's name and the entity tags of its variants, quotes included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tags {
+    pub(crate) name: String,
+    pub(crate) identity: String,
+    pub(crate) gzip: String,
+}
+
+/// Where a document's variants are, in the whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    pub(crate) tags: Tags,
+    pub(crate) identity: Span,
+    pub(crate) gzip: Span,
 }
 
 /// How much an index lists.
@@ -140,6 +173,22 @@ pub struct Counts {
     pub items: u64,
     /// Bytes of the files that the items name, each file once.
     pub bytes: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.products += other.products;
+        self.versions += other.versions;
+        self.items += other.items;
+        self.bytes += other.bytes;
+    }
+
+    pub(crate) fn take(&mut self, other: Self) {
+        self.products -= other.products;
+        self.versions -= other.versions;
+        self.items -= other.items;
+        self.bytes -= other.bytes;
+    }
 }
 
 /// A document in its variants, ready to be sent.
@@ -176,7 +225,6 @@ pub struct Rendered {
 /// One generation of an index.
 pub struct Snapshot {
     backing: Backing,
-    body: usize,
     head: Head,
 }
 
@@ -212,7 +260,7 @@ impl Snapshot {
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
         let backing = Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?);
-        Self::check(backing, path)?.of_its_name(path)
+        Self::check(backing, path, true)?.of_its_name(path)
     }
 
     /// Maps and checks the generation that a running builder announces at `path` (see
@@ -223,8 +271,22 @@ impl Snapshot {
     /// [`SnapshotError`]: no builder runs, or as for [`open`](Self::open).
     pub(crate) fn open_live(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        let map = crate::live::open(path).and_then(|memory| map::map(&memory)).map_err(io)?;
-        Self::check(Backing::Mapped(map), path)?.of_its_name(path)
+        let memory = crate::live::open(path).map_err(io)?;
+        Self::map(&memory, path)?.of_its_name(path)
+    }
+
+    /// Maps a generation in sealed memory of this process.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`], as for [`open`](Self::open).
+    pub(crate) fn of_memory(memory: &Live) -> Result<Self, SnapshotError> {
+        Self::map(memory.sealed(), Path::new("(memory)"))
+    }
+
+    fn map(sealed: &fs::File, path: &Path) -> Result<Self, SnapshotError> {
+        let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+        Self::check(Backing::Mapped(map::map(sealed).map_err(io)?), path, false)
     }
 
     /// Makes sure that it is of the index whose file this is: a descriptor's number may be that of
@@ -245,10 +307,11 @@ impl Snapshot {
     ///
     /// [`SnapshotError`], as for [`open`](Self::open).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SnapshotError> {
-        Self::check(Backing::Memory(bytes), Path::new("(memory)"))
+        Self::check(Backing::Memory(bytes), Path::new("(memory)"), true)
     }
 
-    fn check(backing: Backing, path: &Path) -> Result<Self, SnapshotError> {
+    /// With `all`, the body too is compared with its checksum.
+    fn check(backing: Backing, path: &Path, all: bool) -> Result<Self, SnapshotError> {
         let damaged = |reason| SnapshotError::Damaged { path: path.to_owned(), reason };
         let bytes = backing.bytes();
         let preamble = bytes.get(..PREAMBLE).ok_or_else(|| damaged("shorter than its preamble"))?;
@@ -260,15 +323,14 @@ impl Snapshot {
             return Err(SnapshotError::Layout { path: path.to_owned(), found });
         }
         let head_length = u32_at(preamble, 12) as usize;
-        let body_length = usize::try_from(u64_at(preamble, 16)).unwrap_or(usize::MAX);
-        let rest = &bytes[PREAMBLE..];
-        if head_length.checked_add(body_length) != Some(rest.len()) {
+        let end = usize::try_from(u64_at(preamble, 16)).unwrap_or(usize::MAX);
+        if end < PREAMBLE || end.checked_add(head_length) != Some(bytes.len()) {
             return Err(damaged("its length is not what its preamble says"));
         }
-        if xxh3(&[rest]) != u64_at(preamble, 24) {
+        let (body, head) = (&bytes[PREAMBLE..end], &bytes[end..]);
+        if xxh3_64(head) != u64_at(preamble, 24) || all && xxh3_64(body) != u64_at(preamble, 32) {
             return Err(damaged("its checksum does not match"));
         }
-        let (head, body) = rest.split_at(head_length);
         let head: Head =
             serde_json::from_slice(head).map_err(|_| damaged("its head cannot be understood"))?;
         if head.generation >= MAX_GENERATION {
@@ -281,7 +343,7 @@ impl Snapshot {
         if spans.iter().any(|span| span.get(body).is_none()) {
             return Err(damaged("a document lies outside of it"));
         }
-        Ok(Self { body: PREAMBLE + head_length, head, backing })
+        Ok(Self { head, backing })
     }
 
     /// Number of this generation; every published one has a higher number than the last.
@@ -381,8 +443,9 @@ impl Snapshot {
         Some(Variant { bytes: head.span.get(self.body())?, etag: &head.etag })
     }
 
+    /// All behind the preamble: what is of the body was checked.
     fn body(&self) -> &[u8] {
-        &self.backing.bytes()[self.body..]
+        &self.encoded()[PREAMBLE..]
     }
 }
 
@@ -421,11 +484,11 @@ impl Lineage {
     }
 
     /// Whether `documents` are what the generation before served.
-    pub fn serves(&self, documents: &[Rendered]) -> bool {
+    pub(crate) fn serves(&self, documents: &[Tags]) -> bool {
         documents.len() == self.documents.len()
             && documents.iter().all(|document| {
                 let before = self.documents.get(&document.name);
-                before.is_some_and(|(before, _)| *before == etag(&document.identity))
+                before.is_some_and(|(before, _)| *before == document.identity)
             })
     }
 }
@@ -459,44 +522,80 @@ pub fn encode(
     previous: &Lineage,
     now: u64,
 ) -> Vec<u8> {
-    encode_next(documents, problems, counts, previous, now).0
+    let mut out = vec![0; PREAMBLE];
+    let mut place = |bytes: &[u8]| {
+        let offset = out.len();
+        out.extend_from_slice(bytes);
+        Span { offset, length: bytes.len() }
+    };
+    let etag = |bytes: &[u8]| format!("\"{:.32}\"", Digest::of(bytes));
+    let mut placed = Vec::new();
+    for Rendered { name, identity, gzip } in documents {
+        let tags = Tags { name: name.clone(), identity: etag(identity), gzip: etag(gzip) };
+        placed.push(Placed { tags, identity: place(identity), gzip: place(gzip) });
+    }
+    let reports = reports(problems, previous, now);
+    let problems = place(&to_json(&reports));
+    let (head, _) = head(&placed, problems, reports, counts, (previous, now));
+    assemble(&head, &out[PREAMBLE..])
 }
 
-/// As [`encode`]; and what the generation after this one has to know of it.
-pub(crate) fn encode_next(
-    documents: &[Rendered],
+/// Memory for a generation: documents are to be appended.
+pub(crate) fn begin() -> io::Result<Memory> {
+    let mut memory = Memory::default();
+    memory.append(&[0; PREAMBLE])?;
+    Ok(memory)
+}
+
+/// Makes a generation of the documents that were placed in `memory`; gives what the one after it has
+/// to know of it. See [`encode`].
+pub(crate) fn finish(
+    memory: &mut Memory,
+    documents: &[Placed],
     problems: &[Problem],
     counts: Counts,
     previous: &Lineage,
     now: u64,
-) -> (Vec<u8>, Lineage) {
-    let mut body = Vec::with_capacity(
-        documents.iter().map(|d| d.identity.len() + d.gzip.len()).sum::<usize>() + 4096,
-    );
-    let mut place = |bytes: &[u8]| {
-        let span = Span { offset: body.len(), length: bytes.len() };
-        body.extend_from_slice(bytes);
-        span
-    };
-    let mut heads = BTreeMap::new();
-    for document in documents {
-        let before = previous.documents.get(&document.name);
-        let mut variant = |bytes: &[u8]| VariantHead { span: place(bytes), etag: etag(bytes) };
-        let (identity, gzip) = (variant(&document.identity), variant(&document.gzip));
-        let seconds = i64::try_from(now / 1000).unwrap_or(i64::MAX);
-        let last_modified = match before {
-            Some((etag, modified)) if *etag == identity.etag => *modified,
-            Some((_, modified)) => seconds.max(modified.saturating_add(1)),
-            None => seconds,
-        };
-        heads.insert(document.name.clone(), DocumentHead { last_modified, identity, gzip });
-    }
+) -> io::Result<Lineage> {
+    let reports = reports(problems, previous, now);
+    let start = memory.append(&to_json(&reports))?;
+    let end = memory.length();
+    let problems = Span::between(start, end);
+    let (head, lineage) = head(documents, problems, reports, counts, (previous, now));
+    memory.append(&head)?;
+    memory.write(&preamble(end, &head, 0), 0)?;
+    Ok(lineage)
+}
+
+/// The problems with the times since when they have been there.
+fn reports(problems: &[Problem], previous: &Lineage, now: u64) -> Vec<Report> {
     let report = |problem: &Problem| {
         let since = previous.problems.get(problem).copied().unwrap_or(now);
         Report { problem: problem.clone(), since }
     };
-    let reports: Vec<Report> = problems.iter().map(report).collect();
-    let problems = place(&to_json(&reports));
+    problems.iter().map(report).collect()
+}
+
+/// The head of a generation that follows `previous`, and what the one after it has to know of it.
+fn head(
+    documents: &[Placed],
+    problems: Span,
+    reports: Vec<Report>,
+    counts: Counts,
+    (previous, now): (&Lineage, u64),
+) -> (Vec<u8>, Lineage) {
+    let mut heads = BTreeMap::new();
+    for Placed { tags, identity, gzip } in documents {
+        let seconds = i64::try_from(now / 1000).unwrap_or(i64::MAX);
+        let last_modified = match previous.documents.get(&tags.name) {
+            Some((etag, modified)) if *etag == tags.identity => *modified,
+            Some((_, modified)) => seconds.max(modified.saturating_add(1)),
+            None => seconds,
+        };
+        let identity = VariantHead { span: identity.in_body(), etag: tags.identity.clone() };
+        let gzip = VariantHead { span: gzip.in_body(), etag: tags.gzip.clone() };
+        heads.insert(tags.name.clone(), DocumentHead { last_modified, identity, gzip });
+    }
     let generation = previous.generation + 1;
     let lineage = Lineage {
         id: previous.id.clone(),
@@ -509,22 +608,51 @@ pub(crate) fn encode_next(
         problems: reports.into_iter().map(|report| (report.problem, report.since)).collect(),
     };
     let (id, root) = (previous.id.clone(), previous.root.clone());
-    let head =
-        to_json(&Head { id, root, generation, published: now, counts, documents: heads, problems });
-    (assemble(&head, &body), lineage)
+    let problems = problems.in_body();
+    let head = Head { id, root, generation, published: now, counts, documents: heads, problems };
+    (to_json(&head), lineage)
 }
 
-/// Puts the preamble before head and body.
+/// Puts the preamble before body and head.
 pub(crate) fn assemble(head: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(PREAMBLE + head.len() + body.len());
-    out.extend_from_slice(MAGIC);
-    out.extend(LAYOUT.to_le_bytes());
-    out.extend(u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend((body.len() as u64).to_le_bytes());
-    out.extend(xxh3(&[head, body]).to_le_bytes());
-    out.extend_from_slice(head);
-    out.extend_from_slice(body);
-    out
+    let preamble = preamble((PREAMBLE + body.len()) as u64, head, xxh3_64(body));
+    [&preamble, body, head].concat()
+}
+
+fn preamble(offset: u64, head: &[u8], body: u64) -> [u8; PREAMBLE] {
+    let mut preamble = [0; PREAMBLE];
+    preamble[..8].copy_from_slice(MAGIC);
+    preamble[8..12].copy_from_slice(&LAYOUT.to_le_bytes());
+    preamble[12..16].copy_from_slice(&u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes());
+    preamble[16..24].copy_from_slice(&offset.to_le_bytes());
+    preamble[24..32].copy_from_slice(&xxh3_64(head).to_le_bytes());
+    preamble[32..].copy_from_slice(&body.to_le_bytes());
+    preamble
+}
+
+/// Writes the generation in `sealed` memory to the file at `path`, as [`write_file`] does, with the
+/// checksum of its body.
+pub(crate) fn save(path: &Path, sealed: &fs::File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let mut preamble = [0; PREAMBLE];
+    sealed.read_exact_at(&mut preamble, 0)?;
+    let (end, length) = (u64_at(&preamble, 16), sealed.metadata()?.len());
+    replace_by(path, true, |file| {
+        file.write_all(&preamble)?;
+        let (mut hasher, mut buffer) = (Xxh3::new(), vec![0; 256 * 1024]);
+        let mut at = PREAMBLE as u64;
+        while at < length {
+            let stop = if at < end { end } else { length };
+            let part = usize::try_from(stop - at).unwrap_or(usize::MAX).min(buffer.len());
+            sealed.read_exact_at(&mut buffer[..part], at)?;
+            if at < end {
+                hasher.update(&buffer[..part]);
+            }
+            file.write_all(&buffer[..part])?;
+            at += part as u64;
+        }
+        file.write_all_at(&hasher.digest().to_le_bytes(), 32)
+    })
 }
 
 /// Most bytes of a snapshot file that are read: far more than an index of a million versions.
@@ -564,6 +692,14 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// As [`write_file`]; without `sync` for files that mean nothing after a restart.
 pub(crate) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    replace_by(path, sync, |file| file.write_all(bytes))
+}
+
+fn replace_by(
+    path: &Path,
+    sync: bool,
+    content: impl Fn(&mut fs::File) -> io::Result<()>,
+) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -575,7 +711,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
         }
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&beside)?;
-        file.write_all(bytes)?;
+        content(&mut file)?;
         if sync {
             file.sync_data()?;
         }
@@ -592,21 +728,9 @@ pub fn path(state_dir: &Path, id: &str) -> PathBuf {
     state_dir.join(format!("{id}.snapshot"))
 }
 
-fn etag(bytes: &[u8]) -> String {
-    format!("\"{:.32}\"", Digest::of(bytes))
-}
-
 fn to_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     // Only strings, numbers and maps with string keys are ever given here, which always serialize.
     serde_json::to_vec(value).expect("plain data serializes")
-}
-
-fn xxh3(parts: &[&[u8]]) -> u64 {
-    let mut hasher = Xxh3::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    hasher.digest()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -25,6 +25,7 @@ impl Indexer {
     pub(super) fn forget_override(&mut self, path: &str) -> bool {
         let known = self.overrides.remove(path);
         if known {
+            self.overridden.insert(directory(path));
             self.pool.cache().forget_text(&self.tree.absolute(path).to_string_lossy());
         }
         known
@@ -54,10 +55,16 @@ impl Indexer {
                 {
                     cache.put_text(absolute, content);
                 }
+                self.overridden.insert(directory(path));
                 self.publisher.touch();
             }
             // Changed meanwhile: look again, whether or not an event says so.
             _ => drop(self.deadlines.insert((now.0 + RETRY, path.to_owned()))),
         }
     }
+}
+
+/// The directory in which the file at `path` is.
+fn directory(path: &str) -> String {
+    path.rsplit_once('/').map_or("", |(directory, _)| directory).to_owned()
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::saver::Saver;
 use crate::catalog::Catalog;
-use crate::entry::Entry;
 use crate::follow::SnapshotCell;
 use crate::live::{self, Live};
-use crate::settings::Aliases;
+use crate::name::ProductName;
+use crate::render::Documents;
 use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
-use crate::{Problem, Settings, fields, render, state};
+use crate::{Problem, Settings, fields, state};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
 /// often than publishing itself takes times ten.
@@ -107,15 +108,16 @@ impl Signal {
 #[derive(Debug)]
 pub(super) struct Publisher {
     root: PathBuf,
-    streams: Vec<String>,
-    aliases: Aliases,
     sink: Sink,
     /// What readers have mapped, or may be about to.
     live: Option<Live>,
-    /// The snapshot file is older than what is served.
-    unsaved: Option<Vec<u8>>,
+    saver: Option<Saver>,
     lineage: Lineage,
-    compressor: render::Compressor,
+    /// What is listed.
+    pub(super) catalog: Catalog,
+    documents: Documents,
+    /// Products that `documents` may have as they were.
+    changed: BTreeSet<ProductName>,
     /// What the last generation listed as problems.
     problems: Vec<Problem>,
     /// Problems that are in the log already.
@@ -143,13 +145,13 @@ impl Publisher {
     pub(super) fn new(settings: &Settings, sink: Sink) -> Self {
         let mut publisher = Self {
             root: settings.root.clone(),
-            streams: settings.streams.clone(),
-            aliases: settings.aliases,
+            saver: sink.state.as_ref().map(|files| Saver::spawn(files.snapshot.clone())),
             sink,
             live: None,
-            unsaved: None,
             lineage: Lineage::of(settings),
-            compressor: render::Compressor::default(),
+            catalog: Catalog::new(settings.aliases),
+            documents: Documents::new(&settings.streams),
+            changed: BTreeSet::new(),
             problems: Vec::new(),
             logged: BTreeSet::new(),
             dirty: true,
@@ -177,8 +179,8 @@ impl Publisher {
                 let served = live::generation(&files.live).unwrap_or(0);
                 if served > snapshot.generation() {
                     log::warn!("\"{}\" is older than what is served", files.snapshot.display());
-                } else if let Err(err) =
-                    self.announce(snapshot.encoded(), snapshot.generation(), &files.live)
+                } else if let Err(err) = Live::new(snapshot.encoded())
+                    .and_then(|live| self.announce(live, snapshot.generation(), &files.live))
                 {
                     log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
                 }
@@ -251,8 +253,7 @@ impl Publisher {
     /// When to publish next.
     pub(super) fn next(&self, hashing: u64, now: Instant) -> Option<Instant> {
         if !self.dirty || self.pending.is_some() {
-            let retry = self.retry.filter(|_| self.unsaved.is_some());
-            return [retry, self.held].into_iter().flatten().min();
+            return self.held;
         }
         let when = if hashing == 0 || self.urgent {
             now
@@ -262,9 +263,7 @@ impl Publisher {
         } else {
             self.last + INTERVAL.max(self.cost * COST_FACTOR)
         };
-        // What cannot be saved does not keep the next generation from being served.
-        let retry = self.retry.filter(|_| self.unsaved.is_none());
-        Some(retry.map_or(when, |retry| when.max(retry)))
+        Some(self.retry.map_or(when, |retry| when.max(retry)))
     }
 
     /// Whether the very first generation waits: until the first of the versions on their way is
@@ -288,17 +287,17 @@ impl Publisher {
         holds
     }
 
-    /// Publishes what `entries` make, unless it is what was published last.
-    pub(super) fn publish<'a>(
+    /// Publishes what the catalog lists, unless it is what was published last.
+    pub(super) fn publish(
         &mut self,
-        entries: impl Iterator<Item = &'a Arc<Entry>>,
         overrides: &fields::Files,
         mut problems: Vec<Problem>,
         root_missing: bool,
     ) {
         let start = Instant::now();
-        let (catalog, more) = Catalog::new(entries, overrides, self.aliases);
-        if catalog.products.is_empty() && self.awaiting.is_some_and(|until| start < until) {
+        self.changed.append(&mut self.catalog.settle(overrides));
+        let counts = self.catalog.counts();
+        if counts.products == 0 && self.awaiting.is_some_and(|until| start < until) {
             if self.dirty {
                 log::error!(
                     "\"{}\" is empty, but was not when it was last indexed; keeping that index \
@@ -311,40 +310,27 @@ impl Publisher {
             return;
         }
         self.awaiting = None;
-        problems.extend(more);
+        problems.extend(self.catalog.problems().cloned());
         tidy(&mut problems);
         // Without a root there is nothing to say: no document, which a server answers as
         // "not available", rather than an empty list, which clients would believe for an hour.
         let nothing = root_missing && self.lineage.generation() == 0;
-        let documents = if nothing {
-            Vec::new()
-        } else {
-            render::render(&catalog, &self.streams, &mut self.compressor)
-        };
-        if self.lineage.generation() > 0
-            && self.lineage.serves(&documents)
-            && problems == self.problems
-        {
-            self.dirty = false;
-            self.urgent = false;
-            // What an earlier process reported may be in a log that was rotated away.
-            self.log(&problems);
-            return;
+        match self.make(overrides, &problems, nothing) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.dirty = false;
+                self.urgent = false;
+                // What an earlier process reported may be in a log that was rotated away.
+                self.log(&problems);
+                return;
+            }
+            Err(err) => {
+                log::error!("{err}; the generation before stays in service");
+                self.retry = Some(Instant::now() + RETRY);
+                return;
+            }
         }
-        let counts = render::count(&catalog);
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
-        let (bytes, lineage) =
-            snapshot::encode_next(&documents, &problems, counts, &self.lineage, clock);
-        drop((documents, catalog));
-        if let Err(err) = self.store(bytes, lineage) {
-            log::error!("{err}; the generation before stays in service");
-            self.retry = Some(Instant::now() + RETRY);
-            return;
-        }
-        if self.unsaved.is_none() {
-            self.retry = None;
-        }
+        self.retry = None;
         self.dirty = false;
         self.urgent = false;
         self.last = Instant::now();
@@ -361,60 +347,57 @@ impl Publisher {
         self.problems = problems;
     }
 
-    fn store(&mut self, bytes: Vec<u8>, lineage: Lineage) -> Result<(), SnapshotError> {
-        if let Some(files) = self.sink.state.clone() {
-            let failed = |source| SnapshotError::Write { path: files.live.clone(), source };
-            // Readers first: syncing a file takes longer than all the rest.
-            self.announce(&bytes, lineage.generation(), &files.live).map_err(failed)?;
-            self.lineage = lineage;
-            self.unsaved = Some(bytes);
-            self.save();
-            return Ok(());
+    /// Makes a generation, without documents if there is `nothing` to say, and hands it to readers;
+    /// false if it would be as the one before.
+    fn make(
+        &mut self,
+        overrides: &fields::Files,
+        problems: &[Problem],
+        nothing: bool,
+    ) -> Result<bool, SnapshotError> {
+        let path = self.sink.state.as_ref().map_or(&self.root, |files| &files.live).clone();
+        let failed = |source| SnapshotError::Write { path: path.clone(), source };
+        self.documents.update(&self.catalog, overrides, &self.changed).map_err(failed)?;
+        self.changed.clear();
+        let tags = if nothing { Vec::new() } else { self.documents.tags() };
+        if self.lineage.generation() > 0 && self.lineage.serves(&tags) && problems == self.problems
+        {
+            return Ok(false);
         }
-        let snapshot = Snapshot::from_bytes(bytes)?;
-        self.lineage = lineage;
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let clock = u64::try_from(clock.as_millis()).unwrap_or(u64::MAX);
+        let counts = self.catalog.counts();
+        let mut memory = snapshot::begin().map_err(failed)?;
+        let mut placed = Vec::new();
+        if !nothing {
+            placed = self.documents.place(&mut memory).map_err(failed)?;
+        }
+        let lineage =
+            snapshot::finish(&mut memory, &placed, problems, counts, &self.lineage, clock);
+        let lineage = lineage.map_err(failed)?;
+        if !nothing {
+            self.documents.keep(memory.clone(), &placed);
+        }
+        let live = Live::seal(memory).map_err(failed)?;
+        if let Some(files) = self.sink.state.clone() {
+            self.announce(live.clone(), lineage.generation(), &files.live).map_err(failed)?;
+        }
         if let Some(cell) = &self.sink.cell {
-            cell.0.store(Some(Arc::new(snapshot)));
+            cell.0.store(Some(Arc::new(Snapshot::of_memory(&live)?)));
             cell.1.notify();
         }
-        Ok(())
+        if let Some(saver) = &self.saver {
+            saver.save(live);
+        }
+        self.lineage = lineage;
+        Ok(true)
     }
 
-    fn announce(&mut self, bytes: &[u8], generation: u64, path: &Path) -> io::Result<()> {
-        let live = Live::new(bytes)?;
+    fn announce(&mut self, live: Live, generation: u64, path: &Path) -> io::Result<()> {
         live.announce(path, generation)?;
         // The one before goes only now that nobody is told of it any more.
         self.live = Some(live);
         Ok(())
-    }
-
-    /// Writes the snapshot file, should it be behind. If that fails, it is tried again later;
-    /// readers have the generation all the same.
-    fn save(&mut self) {
-        let (Some(files), Some(bytes)) = (&self.sink.state, &self.unsaved) else {
-            return;
-        };
-        match snapshot::write_file(&files.snapshot, bytes) {
-            Ok(()) => {
-                self.unsaved = None;
-                self.retry = None;
-            }
-            Err(err) => {
-                log::error!(
-                    "cannot write snapshot \"{}\" ({err}); the generation is served, but a restart \
-                     would begin with an older one",
-                    files.snapshot.display()
-                );
-                self.retry = Some(Instant::now() + RETRY);
-            }
-        }
-    }
-
-    /// Tries again to write what could not be written.
-    pub(super) fn retry(&mut self, now: Instant) {
-        if self.unsaved.is_some() && self.retry.is_some_and(|when| when <= now) {
-            self.save();
-        }
     }
 
     fn log(&mut self, problems: &[Problem]) {

@@ -80,6 +80,7 @@ impl Indexer {
         let before = Standing::of(version);
         let value = change(version);
         self.tally.moved(path, before, Standing::of(version));
+        self.changed.insert(path.to_owned());
         Some(value)
     }
 
@@ -97,6 +98,7 @@ impl Indexer {
     pub(super) fn take(&mut self, path: &str) -> Option<Version> {
         let version = self.versions.remove(path)?;
         self.tally.moved(path, Standing::of(&version), Standing::default());
+        self.changed.insert(path.to_owned());
         Some(version)
     }
 

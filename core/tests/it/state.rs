@@ -75,9 +75,9 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
 #[test]
 fn a_newer_layout_is_named() {
     let mut newer = encoded("x", &Lineage::default(), 1);
-    newer[8] = 2;
+    newer[8] = 3;
     let err = Snapshot::from_bytes(newer).unwrap_err();
-    assert!(matches!(err, SnapshotError::Layout { found: 2, .. }), "{err}");
+    assert!(matches!(err, SnapshotError::Layout { found: 3, .. }), "{err}");
 }
 
 struct State {

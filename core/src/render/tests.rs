@@ -1,0 +1,222 @@
+//! Whatever changes in whatever order: what is kept up to date is what a fresh start makes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::entry::{Entry, Hashes, Plan};
+use crate::kind::{Client, Kind, Root};
+use crate::scan::{FoundFile, FoundVersion};
+use crate::settings::Aliases;
+use crate::snapshot::{self, Counts};
+use crate::tree::{Stamp, join};
+use crate::{Digest, Problem};
+
+/// Small, so that few products make many chunks.
+const BOUNDS: Bounds = Bounds { min: 2048, max: 8192, average: 2048 };
+
+const STREAMS: [&str; 3] = ["daily", "empty", "images"];
+
+/// One of them sorts between another one and what lies in that.
+const VARIANTS: [&[&str]; 4] = [&["default"], &["default-x"], &["default", "deep"], &[]];
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A version is there, with this content.
+    Put { product: usize, version: u8, content: u8 },
+    /// A version goes.
+    Remove { product: usize, version: u8 },
+    /// All versions of a range of products go.
+    Clear { from: usize, count: usize },
+    /// A file of overrides says something else, or goes.
+    Override { product: usize, depth: usize, says: Option<u8> },
+}
+
+fn product(number: usize) -> ProductName {
+    let (number, variant) = (number / VARIANTS.len(), VARIANTS[number % VARIANTS.len()]);
+    let stream = if number % 10 == 3 { "daily" } else { "images" };
+    let release = (number / 2).to_string();
+    let mut components = vec!["os", &release, if number % 2 == 0 { "amd64" } else { "arm64" }];
+    components.extend(variant);
+    ProductName::new(stream, &components).unwrap()
+}
+
+/// Few contents, so that fingerprints collide.
+fn entry(product: &ProductName, version: &str, content: u8, own: u64) -> Entry {
+    let stamp = Stamp { device: 1, inode: own, size: 100, modified: 1, changed: 1, born: None };
+    let file = |name: &str| FoundFile { name: name.into(), kind: Kind::of(name), stamp, links: 1 };
+    let mut plan = Plan::default();
+    let mut hashes = Hashes::default();
+    let digest = |what: &str, of: u64| Digest::of(format!("{what}{of}").as_bytes());
+    let shared = if content < 60 { u64::from(content) } else { own << 8 | u64::from(content) };
+    plan.metadata.insert(Client::Lxd, file("lxd.tar.xz"));
+    hashes.files.insert("lxd.tar.xz".into(), digest("metadata", own));
+    let roots = [(Root::Squashfs, "rootfs.squashfs", 1), (Root::DiskKvm, "disk.qcow2", 2)];
+    for (root, name, bit) in roots {
+        if content & bit == 0 || bit == 1 {
+            plan.roots.insert(root, file(name));
+            hashes.files.insert(name.into(), digest(name, shared));
+            hashes.pairs.insert((Client::Lxd, root), digest("pair", shared << 2 | bit as u64));
+        }
+    }
+    if content.is_multiple_of(5) {
+        plan.deltas.insert("20240101".into(), file("delta-20240101.vcdiff"));
+        hashes.files.insert("delta-20240101.vcdiff".into(), digest("delta", shared));
+    }
+    let path = join(&product.path(), version);
+    let found = FoundVersion { path, product: product.clone(), name: version.into() };
+    Entry::new(&found, &plan, &hashes).unwrap()
+}
+
+/// All that can be known of a generation.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    documents: Vec<(Tags, Vec<u8>, Vec<u8>)>,
+    counts: Counts,
+    problems: Vec<Problem>,
+}
+
+/// What a generation is made of.
+struct Site {
+    catalog: Catalog,
+    documents: Documents,
+}
+
+impl Site {
+    fn new() -> Self {
+        let documents = Documents::with_bounds(&STREAMS.map(str::to_owned), BOUNDS);
+        Self { catalog: Catalog::new(Aliases::default()), documents }
+    }
+
+    fn make(&mut self, overrides: &fields::Files) -> Made {
+        let changed = self.catalog.settle(overrides);
+        self.documents.update(&self.catalog, overrides, &changed).unwrap();
+        let mut memory = snapshot::begin().unwrap();
+        let placed = self.documents.place(&mut memory).unwrap();
+        self.documents.keep(memory.clone(), &placed);
+        let mut problems: Vec<Problem> = self.catalog.problems().cloned().collect();
+        problems.sort_unstable();
+        let read = |span: snapshot::Span| memory.read(span.offset as u64, span.length).unwrap();
+        let documents =
+            placed.into_iter().map(|of| (of.tags, read(of.identity), read(of.gzip))).collect();
+        Made { documents, counts: self.catalog.counts(), problems }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let product = 0..160_usize;
+    prop_oneof![
+        20 => (product.clone(), 0..4_u8, any::<u8>())
+            .prop_map(|(product, version, content)| Step::Put { product, version, content }),
+        8 => (product.clone(), 0..4_u8).prop_map(|(product, version)| Step::Remove { product, version }),
+        1 => (product.clone(), 0..80_usize).prop_map(|(from, count)| Step::Clear { from, count }),
+        4 => (product, 0..6_usize, proptest::option::of(any::<u8>()))
+            .prop_map(|(product, depth, says)| Step::Override { product, depth, says }),
+    ]
+}
+
+fn take(
+    step: &Step,
+    entries: &mut BTreeMap<(ProductName, String), Arc<Entry>>,
+    site: &mut Site,
+    overrides: &mut fields::Files,
+) {
+    let version = |number: u8| format!("2024010{}", number + 1);
+    match step {
+        Step::Put { product: number, version: of, content } => {
+            let (product, version) = (product(*number), version(*of));
+            let own = (*number as u64) << 8 | u64::from(*of);
+            let entry = Arc::new(entry(&product, &version, *content, own));
+            site.catalog.set(&product, &version, Some(&entry));
+            entries.insert((product, version), entry);
+        }
+        Step::Remove { product: number, version: of } => {
+            let (product, version) = (product(*number), version(*of));
+            site.catalog.set(&product, &version, None);
+            entries.remove(&(product, version));
+        }
+        Step::Clear { from, count } => {
+            for number in *from..from + count {
+                for of in 0..4 {
+                    let step = Step::Remove { product: number, version: of };
+                    take(&step, entries, site, overrides);
+                }
+            }
+        }
+        Step::Override { product: number, depth, says } => {
+            let path = join(&product(*number).path(), "20240101");
+            let parts: Vec<&str> = path.split('/').take(*depth).collect();
+            let directory = parts.join("/");
+            let name = if *depth < 4 { ".requirements" } else { "metadata.json" };
+            let path = join(&directory, name);
+            match says {
+                None => drop(overrides.remove(&path)),
+                Some(says) => {
+                    let text = if *depth < 4 {
+                        format!("{{\"key\": \"{says}\"}}")
+                    } else {
+                        let says = says % 20;
+                        format!(
+                            "{{\"os\": \"os {says}\", \"aliases\": \"x{says}\", \"label\": \"{says}\"}}"
+                        )
+                    };
+                    let stamp =
+                        Stamp { device: 1, inode: 1, size: 1, modified: 0, changed: 0, born: None };
+                    let format = fields::format(name).unwrap();
+                    assert!(overrides.insert(&path, format, stamp, Ok(text.as_bytes()), || None));
+                }
+            }
+            site.catalog.reconsider(&directory);
+        }
+    }
+}
+
+fn check(made: &Made) {
+    let mut fingerprints = BTreeSet::new();
+    for (tags, identity, gzip) in &made.documents {
+        let mut plain = Vec::new();
+        let mut decoder = flate2::bufread::GzDecoder::new(&gzip[..]);
+        decoder.read_to_end(&mut plain).unwrap();
+        assert!(decoder.into_inner().is_empty(), "one member and no more");
+        assert!(plain == *identity, "{}", tags.name);
+        let document: serde_json::Value = serde_json::from_slice(identity).unwrap();
+        // No key is there twice, and no space.
+        assert!(serde_json::to_vec(&document).unwrap().len() == identity.len(), "{}", tags.name);
+        let Some(products) = document["products"].as_object() else {
+            continue;
+        };
+        for version in products.values().flat_map(|of| of["versions"].as_object().unwrap().values())
+        {
+            let metadata = version["items"]["lxd.tar.xz"].as_object().unwrap();
+            for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with("combined")) {
+                assert!(fingerprints.insert(value.as_str().unwrap().to_owned()), "{key} {value}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn what_is_kept_up_to_date_is_what_a_fresh_start_makes(
+        steps in proptest::collection::vec(proptest::collection::vec(step(), 1..40), 1..12)
+    ) {
+        let (mut site, mut entries) = (Site::new(), BTreeMap::new());
+        let mut overrides = fields::Files::default();
+        for steps in steps {
+            for step in &steps {
+                take(step, &mut entries, &mut site, &mut overrides);
+            }
+            let made = site.make(&overrides);
+            let mut fresh = Site::new();
+            for ((product, version), entry) in &entries {
+                fresh.catalog.set(product, version, Some(entry));
+            }
+            prop_assert!(made == fresh.make(&overrides), "{steps:?}");
+            check(&made);
+        }
+    }
+}
