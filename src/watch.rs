@@ -4,12 +4,14 @@
 //! that names directories that cannot be used, changes nothing; the last good one stays in force.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use simplestreams::{Index, IndexOptions, Snapshot};
 
@@ -104,7 +106,17 @@ pub fn run(
 fn make_data_dir(config: &Config) -> bool {
     let dir = &config.data_dir;
     let Err(err) = fs::create_dir_all(dir) else {
-        return true;
+        let owner = fs::metadata(dir).map_or(0, |meta| meta.uid());
+        let foreign = geteuid().is_root() && owner != 0;
+        if foreign {
+            // Who owns it may have put links there, and root would follow them.
+            log::warn!(
+                "\"{}\" belongs to user {owner}, so root keeps no hashes there; run the watch as that \
+                 user",
+                dir.display()
+            );
+        }
+        return !foreign;
     };
     let what = if config.mirrors.is_empty() { "hashes are" } else { "hashes and mirrors are" };
     log::warn!("cannot make \"{}\" ({err}); {what} not remembered over a restart", dir.display());

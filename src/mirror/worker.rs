@@ -1,6 +1,7 @@
 //! The thread of one mirror: what is newest is pushed, then the next one is waited for.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -144,7 +145,9 @@ impl Loop {
                 latest: &|| self.inbox.latest(),
                 stopped: &stopped,
             };
-            let result = push.run(&mut memory);
+            // Whatever it is that makes this software fail, the next try is worth it.
+            let result = catch_unwind(AssertUnwindSafe(|| push.run(&mut memory)))
+                .unwrap_or_else(|_| Err(Fault::Failed("this software failed; see the log".into())));
             drop(slot);
             self.board.update(&self.name, |entry| entry.pushing = false);
             match result {
