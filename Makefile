@@ -6,7 +6,7 @@ export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
 
-.PHONY: help run test check module deb image headers soak valgrind asan fuzz nginx-tests clean
+.PHONY: help run test check module deb image pristine headers soak valgrind asan fuzz nginx-tests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -73,6 +73,9 @@ image: ## build and test a container image and an LXD/Incus image, in target/ima
 	@$(MAKE) --no-print-directory module
 	SIMPLESTREAMS_MODULE=$(MODULE) SIMPLESTREAMS_IMAGES=$(TARGET_DIR)/image \
 	    $(CARGO) test --test e2e packaged:: -- --ignored
+
+pristine: ## try README's two commands in a clean Debian 12 (as root)
+	@packaging/pristine.sh $(PORT)
 
 headers:
 	@packaging/deps.sh build
