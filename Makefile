@@ -5,12 +5,19 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
+# Tools that compile long are installed when they are asked for.
+TOOLS := $(TARGET_DIR)/tools
+export PATH := $(PATH):$(TOOLS)/bin
+DENY := cargo-deny --locked --workspace check --hide-inclusion-graph
+# The advisories are a repository of their own, which not every machine can reach.
+DENY_OFFLINE := licenses bans sources
 
-.PHONY: help run test check module deb image pristine headers soak valgrind asan fuzz nginx-tests clean
+.PHONY: help run test check module deny advisories sbom reproducible addon deb image pristine headers \
+    soak valgrind asan fuzz nginx-tests clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 	@echo
 	@echo '  make run PORT=9443 ROOT=/srv/images   another port, your own tree (which is only read)'
 	@echo '  make run LISTEN=0.0.0.0               for other machines too, not for this one alone'
@@ -26,10 +33,29 @@ test: ## run every check and test, with real clients and daemons (as root)
 	$(MAKE) --no-print-directory module
 	SIMPLESTREAMS_MODULE=$(MODULE) $(CARGO) test --no-fail-fast
 
-check: headers ## check the form of the code: rustfmt, clippy
+check: headers ## check the form of the code: rustfmt, clippy, and licences (see deny)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --test soak -- -D warnings
+	@if command -v cargo-deny > /dev/null; then $(DENY) $(DENY_OFFLINE); \
+	else echo 'SKIP licences, sources and versions of crates: cargo-deny is missing, "make deny" installs it'; fi
+
+deny: ## check licences, sources and versions of crates, with a cargo-deny that it installs
+	@command -v cargo-deny > /dev/null || \
+	    $(CARGO) install --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-deny@0.20.2
+	$(DENY) $(DENY_OFFLINE)
+
+advisories: deny ## the same, and security advisories, which are fetched
+	$(DENY) advisories
+
+sbom: ## list what module and command consist of, in target/sbom (CycloneDX)
+	@packaging/sbom.sh
+
+reproducible: ## build the module twice, in different places, and compare the bytes
+	@packaging/reproducible.sh
+
+addon: ## build the module by nginx's own configure and try it
+	@packaging/addon.sh
 
 module: headers ## build target/release/libngx_http_simplestreams_module.so
 	$(CARGO) build --release -p ngx-http-simplestreams

@@ -22,7 +22,7 @@ reached() {
 
 work=
 [ "$(id -u)" -eq 0 ] || fail "only root can make a clean system"
-packaging/deps.sh package
+packaging/deps.sh run package
 ! reached || fail "port $port is in use; give another one: make pristine PORT=$((port + 1))"
 rust=$(rustc --print sysroot)
 cargo_home=${CARGO_HOME:-$HOME/.cargo}

@@ -16,6 +16,11 @@ unshare --net chroot "$root" sh -euc '
     systemctl --quiet enable image-server-certificate.service nginx.service systemd-networkd.service
     # nginx makes the index; this is for mirrors.
     systemctl --quiet disable lxd-image-server.service
+    # What the unit may do, in tenths of ten: it was 17 when this was written.
+    systemd-analyze security --no-pager --offline=yes --threshold=20 lxd-image-server.service > /tmp/security ||
+        { cat /tmp/security >&2; exit 1; }
+    rm /tmp/security
+    logrotate --debug /etc/logrotate.d/lxd-image-server
     # Every container makes its own.
     rm /etc/nginx/ssl/nginx.crt /etc/nginx/ssl/nginx.key
     # Nobody asks for the page that nginx comes with.

@@ -84,8 +84,22 @@ same_nginx "command installed"
 [ -L "$site" ] || fail "the site is not enabled"
 grep -q 'simplestreams on;' "$site" || fail "the site does not use the module"
 [ "$(stat -c %U:%G /var/www/simplestreams/images)" = lxdadm:www-data ] || fail "owner of the tree"
-man -w lxd-image-server > /dev/null 2>&1 || [ -e /usr/share/man/man1/lxd-image-server.1.gz ] ||
-    [ -e /etc/dpkg/dpkg.cfg.d/excludes ] || fail "no manual page"
+[ "$(id -gn lxdadm)" = www-data ] || fail "group of the account"
+verbs=$(lxd-image-server --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]\+\) .*/\1/p' | grep -vx help)
+[ "$(wc -w <<< "$verbs")" -ge 6 ] || fail "help lists no verbs"
+for verb in '' $verbs; do
+    [ -e "/usr/share/man/man1/lxd-image-server${verb:+-$verb}.1.gz" ] || fail "no manual page: $verb"
+done
+for file in bash-completion/completions/lxd-image-server zsh/vendor-completions/_lxd-image-server \
+    fish/vendor_completions.d/lxd-image-server.fish; do
+    [ -s "/usr/share/$file" ] || fail "no completion: $file"
+done
+bash -n /usr/share/bash-completion/completions/lxd-image-server
+for file in /etc/logrotate.d/lxd-image-server /usr/lib/tmpfiles.d/lxd-image-server.conf \
+    /lib/systemd/system/lxd-image-server.service; do
+    [ -s "$file" ] || fail "$file is missing"
+done
+ok "manual pages, completions, service and what belongs to it"
 mkdir -p "$product"
 cp -r busybox/* "$product/"
 until_true "the module lists a version that was copied there" lists 20250101_12:00
