@@ -5,12 +5,11 @@ TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export NGINX_SOURCE_DIR ?= /usr/share/nginx/src
 export NGINX_BUILD_DIR ?= $(TARGET_DIR)/nginx/objs
 MODULE := $(TARGET_DIR)/release/libngx_http_simplestreams_module.so
-# Tools that compile long are installed when they are asked for.
+# Tools of cargo that are installed when they are missing.
 TOOLS := $(TARGET_DIR)/tools
 export PATH := $(PATH):$(TOOLS)/bin
-DENY := cargo-deny --locked --workspace check --hide-inclusion-graph
-# The advisories are a repository of their own, which not every machine can reach.
-DENY_OFFLINE := licenses bans sources
+DENY := cargo-deny --locked --workspace
+DENY_CHECK := check --hide-inclusion-graph
 
 .PHONY: help run test check module deny advisories sbom reproducible addon deb image pristine headers \
     soak valgrind asan fuzz nginx-tests clean
@@ -33,20 +32,23 @@ test: ## run every check and test, with real clients and daemons (as root)
 	$(MAKE) --no-print-directory module
 	SIMPLESTREAMS_MODULE=$(MODULE) $(CARGO) test --no-fail-fast
 
-check: headers ## check the form of the code: rustfmt, clippy, and licences (see deny)
+check: headers ## check the form of the code: rustfmt, clippy; and of its crates (see deny)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --test soak -- -D warnings
-	@if command -v cargo-deny > /dev/null; then $(DENY) $(DENY_OFFLINE); \
-	else echo 'SKIP licences, sources and versions of crates: cargo-deny is missing, "make deny" installs it'; fi
+	@$(MAKE) --no-print-directory deny
 
+# Without optimization, for it runs for seconds and would compile for minutes.
 deny: ## check licences, sources and versions of crates, with a cargo-deny that it installs
-	@command -v cargo-deny > /dev/null || \
-	    $(CARGO) install --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-deny@0.20.2
-	$(DENY) $(DENY_OFFLINE)
+	@command -v cargo-deny > /dev/null || { \
+	    $(CARGO) install --quiet --debug --locked --root $(TOOLS) --target-dir $(TOOLS)/build cargo-deny@0.20.2 && \
+	    rm -r $(TOOLS)/build; }
+	@$(CARGO) fetch --quiet --locked
+	$(DENY) --offline $(DENY_CHECK) licenses bans sources
 
+# They are a repository of their own, which not every machine can reach; so this is no part of check.
 advisories: deny ## the same, and security advisories, which are fetched
-	$(DENY) advisories
+	$(DENY) $(DENY_CHECK) advisories
 
 sbom: ## list what module and command consist of, in target/sbom (CycloneDX)
 	@packaging/sbom.sh

@@ -11,8 +11,10 @@ cd "$(dirname "$(realpath "$0")")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 tools=$target/tools out=$target/sbom version=$(packaging/version.sh)
 export PATH=$PATH:$tools/bin
-command -v cargo-cyclonedx > /dev/null ||
-    cargo install --locked --root "$tools" --target-dir "$tools/build" cargo-cyclonedx@0.5.9
+if ! command -v cargo-cyclonedx > /dev/null; then
+    cargo install --quiet --debug --locked --root "$tools" --target-dir "$tools/build" cargo-cyclonedx@0.5.9
+    rm -r "$tools/build"
+fi
 mkdir -p "$out"
 # It writes beside every Cargo.toml, so it is given a copy.
 work=$(mktemp -d "$out/.work.XXXXXX")
