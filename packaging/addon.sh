@@ -31,7 +31,8 @@ grep -q 'use --add-dynamic-module' "$work/log" || fail "it does not say why: $(t
 
 ./configure "${NGX_CONF_FLAGS[@]}" --add-dynamic-module="$repository/ngx-module" > "$work/log" 2>&1 ||
     fail "configure failed: $(tail -n 20 "$work/log")"
-make --no-print-directory modules
+# Debian's copy makes no Makefile beside the sources.
+make --no-print-directory -f objs/Makefile modules
 make --no-print-directory -f objs/Makefile DESTDIR="$work/installed" simplestreams_install
 
 module=$(find "$work/installed" -name '*.so')
