@@ -150,6 +150,10 @@ impl HashCache {
     /// Writes what has stood for `stand`; without a file to write to, does nothing.
     pub fn flush(&self, stand: Duration) {
         let mut inner = self.inner();
+        if let Some(broken) = inner.store.take_if(|store| store.is_broken()) {
+            // What is written there would not be found again.
+            inner.store = broken.begin_anew();
+        }
         let Inner { files, pairs, texts, store: Some(store), .. } = &mut *inner else {
             return;
         };
@@ -168,7 +172,7 @@ impl HashCache {
             }
             pairs.clear();
             texts.clear();
-        } else {
+        } else if !store.is_broken() {
             inner.give_up_store();
         }
     }

@@ -187,11 +187,15 @@ pub fn cache(data: &[u8]) {
     }
     let text = cache.text("/a");
     assert!(text.as_deref().is_none_or(|text| text == b"{}"), "{text:?}");
-    // It goes on from there: what is written is found, now and the next time.
+    // It goes on from there: what is written is found, if not at once, then after the damage that
+    // was met has been repaired.
     let (stamp, digest) = (stamp(9999), Digest::of(b"new"));
-    cache.put_file("new", &stamp, digest);
-    cache.flush(Duration::ZERO);
-    assert_eq!(cache.file("new", &stamp), Some(digest));
+    let found = (0..3).any(|_| {
+        cache.put_file("new", &stamp, digest);
+        cache.flush(Duration::ZERO);
+        cache.file("new", &stamp) == Some(digest)
+    });
+    assert!(found, "it never works again");
     cache.shared_by(["x".to_owned()].into(), Instant::now());
     let now = (Instant::now() + Duration::from_secs(86_400 * 2), SystemTime::now());
     cache.present("x", [&stamp].into_iter(), std::iter::empty(), now);

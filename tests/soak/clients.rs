@@ -44,8 +44,10 @@ pub(crate) fn look(run: &Run<'_>) -> Option<Seen> {
     if compressed {
         ask = ask.header("Accept-Encoding", "gzip");
     }
+    run.tally.add(Count::Asked, 1);
     let answer = get(run, &ask, DOCUMENT)?;
     let judged = read(&answer, compressed)
+        .and_then(|listed| generation(run, &answer, asked).map(|()| listed))
         .and_then(|listed| run.ledger.judge(&listed, asked).map(|age| (listed, age)));
     match judged {
         Ok((listed, age)) => {
@@ -61,7 +63,7 @@ pub(crate) fn look(run: &Run<'_>) -> Option<Seen> {
 }
 
 /// An answer, if its connection was not cut by a kill, which is the only excuse.
-fn get(run: &Run<'_>, ask: &Ask, path: &str) -> Option<Answer> {
+pub(crate) fn get(run: &Run<'_>, ask: &Ask, path: &str) -> Option<Answer> {
     let begun = Instant::now();
     match ask.try_port(run.nginx.port()) {
         Ok(answer) => return Some(answer),
@@ -72,6 +74,16 @@ fn get(run: &Run<'_>, ask: &Ask, path: &str) -> Option<Answer> {
         }
     }
     None
+}
+
+/// A worker never goes back: what it has answered before the question is no later than this answer.
+fn generation(run: &Run<'_>, answer: &Answer, asked: Instant) -> Result<(), String> {
+    let text = answer.header("X-Generation").unwrap_or_default();
+    let generation = text.parse().map_err(|err| format!("generation {text:?}: {err}"))?;
+    match run.ledger.answered(answer.worker(), generation, asked) {
+        None => Ok(()),
+        Some(before) => Err(format!("generation {generation} after {before}")),
+    }
 }
 
 /// What an answer lists.

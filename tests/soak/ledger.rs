@@ -27,6 +27,9 @@ pub(crate) struct Files {
 #[derive(Default)]
 pub(crate) struct Ledger {
     versions: Mutex<HashMap<String, Version>>,
+    /// Of each worker the generations that it has answered from, and when the first such answer was
+    /// there.
+    generations: Mutex<HashMap<i32, BTreeMap<u64, Instant>>>,
 }
 
 /// The life of a version. Its name is never used again.
@@ -56,6 +59,22 @@ pub(crate) enum Excuse {
 impl Ledger {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Version>> {
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes from which generation a worker answered; says which later one it had answered from before
+    /// it was asked.
+    pub(crate) fn answered(&self, worker: i32, generation: u64, asked: Instant) -> Option<u64> {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = generations.entry(worker).or_default();
+        let later = of.range(generation + 1..).find(|(_, when)| **when < asked);
+        let later = later.map(|(generation, _)| *generation);
+        of.entry(generation).or_insert_with(Instant::now);
+        later
+    }
+
+    /// How many versions there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.lock().values().filter(|version| version.whole).count() as u64
     }
 
     /// A writer is about to give a version, new or not, this content.

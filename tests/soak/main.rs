@@ -20,6 +20,7 @@ mod harness;
 mod ledger;
 mod load;
 mod operator;
+mod status;
 mod tally;
 mod weight;
 mod writers;
@@ -51,11 +52,15 @@ http {
     access_log off;
     sendfile on;
     add_header X-Worker $pid always;
+    add_header X-Generation $simplestreams_generation always;
     server {
         listen 127.0.0.1:@PORT@;
         root @TREE@;
         location / {
             simplestreams on;
+        }
+        location = /status {
+            simplestreams_status json;
         }
     }
 }";
@@ -115,6 +120,7 @@ fn main() {
 }
 
 fn live(run: &Run<'_>, total: Duration) {
+    run.tally.begin("start");
     until("the first generation", || {
         let answer = Ask::get("/streams/v1/images.json").of(run.nginx);
         (answer.status == 200).then_some(())
@@ -146,6 +152,7 @@ fn phase(run: &Run<'_>, name: &'static str, length: Duration, storm: bool) {
         all.push(Box::new(|| clients::work(run)));
     }
     all.push(Box::new(|| load::work(run, length)));
+    all.push(Box::new(|| status::work(run)));
     if storm {
         all.push(Box::new(|| operator::work(run)));
     }
@@ -181,4 +188,5 @@ fn settle(run: &Run<'_>) {
         // Answers of several workers.
         (in_a_row == 20).then_some(())
     });
+    status::settled(run);
 }

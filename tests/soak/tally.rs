@@ -14,7 +14,9 @@ pub(crate) enum Count {
     Replacements,
     Deletions,
     Abandoned,
+    Asked,
     Indexes,
+    Statuses,
     Files,
     Bytes,
     Gone,
@@ -28,12 +30,14 @@ pub(crate) enum Count {
 }
 
 impl Count {
-    const ALL: [(Self, &'static str); 15] = [
+    const ALL: [(Self, &'static str); 17] = [
         (Self::Uploads, "uploads"),
         (Self::Replacements, "replacements of listed files"),
         (Self::Deletions, "deletions"),
         (Self::Abandoned, "uploads abandoned half way"),
+        (Self::Asked, "indexes asked for"),
         (Self::Indexes, "indexes verified"),
+        (Self::Statuses, "statuses looked at"),
         (Self::Files, "files verified"),
         (Self::Bytes, "bytes verified"),
         (Self::Gone, "clean 404 after a deletion"),
@@ -71,6 +75,15 @@ impl Tally {
         if let Some((_, counts, _)) = self.lock().phases.last_mut() {
             *counts.entry(what).or_default() += number;
         }
+    }
+
+    /// How often it was counted, in all phases.
+    pub(crate) fn sum(&self, what: Count) -> u64 {
+        self.lock().phases.iter().filter_map(|(_, counts, _)| counts.get(&what)).sum()
+    }
+
+    pub(crate) fn phases(&self) -> u64 {
+        self.lock().phases.len() as u64
     }
 
     /// An index listed what had ended this long before it was asked for.

@@ -115,6 +115,32 @@ impl Store {
         }
     }
 
+    /// Whether damage was found, which has been logged: nothing is found in it any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// An empty one in its place; `None` as for [`open`](Self::open).
+    pub(super) fn begin_anew(self) -> Option<Self> {
+        let Self { path, tables, .. } = self;
+        // Damage may show in closing it too; what matters is that it is closed.
+        drop(guarded(|| {
+            drop(tables);
+            Ok(())
+        }));
+        log::warn!("hash cache \"{}\" is damaged, beginning anew", path.display());
+        match std::fs::remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                log::warn!(
+                    "cannot remove hash cache \"{}\" ({err}), keeping hashes in memory",
+                    path.display()
+                );
+                None
+            }
+            _ => Self::open(&path),
+        }
+    }
+
     pub(super) fn file(&mut self, key: &Key) -> Option<Record> {
         if self.broken || self.forgotten.contains(key) {
             return None;
@@ -166,6 +192,7 @@ impl Store {
         let written = guarded(|| self.tables.write(files, pairs, texts, &forgotten));
         if let Err(err) = &written {
             log::error!("cannot write hash cache \"{}\" ({err})", self.path.display());
+            self.broken |= matches!(err, Failure::Damaged(_));
         }
         written.is_ok()
     }
