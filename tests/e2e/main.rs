@@ -7,6 +7,7 @@ mod daemons;
 mod deltas;
 mod directives;
 mod edge;
+mod encodings;
 mod faults;
 mod harness;
 mod housekeeping;
