@@ -172,11 +172,12 @@ impl Publisher {
         let Some(files) = self.sink.state.clone() else {
             return;
         };
+        // What running workers have, and what comes next is later than, whatever became of the file.
+        let served = live::generation(&files.live).unwrap_or(0);
         match Snapshot::open(&files.snapshot) {
             Ok(snapshot) => {
                 // Workers that start from now on share it instead of copying the file. Unless it is
                 // older than what running ones have: the process before could not save that.
-                let served = live::generation(&files.live).unwrap_or(0);
                 if served > snapshot.generation() {
                     log::warn!("\"{}\" is older than what is served", files.snapshot.display());
                 } else if let Err(err) = Live::new(snapshot.encoded())
@@ -185,7 +186,6 @@ impl Publisher {
                     log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
                 }
                 self.lineage = Lineage::from(&snapshot);
-                self.lineage.pass(served);
                 self.problems = snapshot.problems();
                 self.inherited = Some(Inherited {
                     published: i128::from(snapshot.published()) * 1_000_000,
@@ -198,6 +198,7 @@ impl Publisher {
             Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(err) => log::warn!("{err}; making a new one"),
         }
+        self.lineage.pass(served);
     }
 
     /// Until when, in nanoseconds since the epoch, an earlier process vouches for the version at

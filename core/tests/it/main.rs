@@ -4,5 +4,6 @@ mod common;
 mod example;
 mod kinds;
 mod live;
+mod protocol;
 mod random;
 mod state;
