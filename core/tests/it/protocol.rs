@@ -23,7 +23,7 @@ struct Guards {
 const ALL: Guards = Guards { rechecks_name: true, passes_served: true, compares_served: true };
 
 /// Bounds of the search.
-const GENERATIONS: u8 = 4;
+const GENERATIONS: u8 = 3;
 const TROUBLES: u8 = 2;
 
 type Inode = u8;
