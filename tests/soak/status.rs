@@ -62,7 +62,7 @@ pub(crate) fn settled(run: &Run<'_>) {
     }
 }
 
-fn look(run: &Run<'_>) -> Option<Value> {
+pub(crate) fn look(run: &Run<'_>) -> Option<Value> {
     let answer = clients::get(run, &Ask::get("/status"), "/status")?;
     run.tally.add(Count::Statuses, 1);
     if answer.status != 200 {
