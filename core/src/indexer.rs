@@ -24,7 +24,7 @@ use crate::hash::{self, Outcome};
 use crate::kind::Kind;
 use crate::name::ProductName;
 use crate::pool::{Job, Pool, Priority};
-use crate::progress::Gauges;
+use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
@@ -151,6 +151,7 @@ impl Indexer {
 
     /// Works until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
         self.look_at_everything(false);
         let pending = self.versions.iter().filter(|(path, version)| {
@@ -163,8 +164,8 @@ impl Indexer {
             let now = Instant::now();
             self.publish(now);
             self.end_rehash();
-            self.report(now);
             self.log_hashing(now);
+            self.report(now);
             if self.next_flush <= now {
                 self.pool.cache().flush(cache::STAND);
                 self.tell_cache(now);

@@ -112,6 +112,7 @@ pub(crate) struct LocConf {
 }
 
 /// What a location answers with.
+#[derive(Clone)]
 pub(crate) struct Served {
     /// The current generation.
     pub(crate) cell: Arc<SnapshotCell>,
@@ -133,6 +134,8 @@ pub(crate) struct Place<'a> {
     pub(crate) alias: Option<usize>,
     /// Another module answers every request here (`proxy_pass` and its like).
     pub(crate) taken: bool,
+    /// It is the inside of an `if` or `limit_except`, with requests of the location around it.
+    pub(crate) inside: bool,
     /// The server has a `location /`, so that no request is answered at the server's level.
     pub(crate) covered: bool,
 }
@@ -159,6 +162,12 @@ impl LocConf {
         inherit(&mut self.aliases, &above.aliases);
         inherit(&mut self.settle, &above.settle);
         inherit(&mut self.rescan, &above.rescan);
+        if place.inside {
+            // No directive of ours is allowed in there, and what is around has been merged.
+            self.status = above.status;
+            self.served.clone_from(&above.served);
+            return Ok(());
+        }
         if place.covered {
             return Ok(());
         }

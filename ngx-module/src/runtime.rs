@@ -187,6 +187,8 @@ pub(crate) fn configured(conf: Option<&MainConf>) {
             start(state, conf);
         }
     });
+    // Else every process that is made from now on would write it too.
+    error_log::drain();
 }
 
 /// `init_process`: starts what belongs into this process.

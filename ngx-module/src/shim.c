@@ -135,6 +135,15 @@ ngx_http_simplestreams_unnamed(ngx_http_core_loc_conf_t *clcf)
 }
 
 
+/* The inside of an "if" or "limit_except". */
+
+ngx_uint_t
+ngx_http_simplestreams_inside(ngx_http_core_loc_conf_t *clcf)
+{
+    return clcf->noname;
+}
+
+
 /*
  * How a request ended: its status as $status has it, 0 for a subrequest; and the bytes of its body
  * that were sent. Called when the request's pool goes, while the request is still there.

@@ -19,6 +19,9 @@ use crate::ffi::{Outcome, Region, Shared};
 /// Most workers that are told of one by one.
 pub(crate) const MAX_WORKERS: usize = 256;
 
+/// After so many milliseconds of silence a worker is not told of any more.
+const FORGOTTEN: u64 = 3_600_000;
+
 /// Bytes of shared memory: room for several hundred indexes, counting those of configurations before
 /// a reload.
 const REGION: usize = 8 << 20;
@@ -88,11 +91,12 @@ pub(crate) struct ServerShared {
 /// Words of a note's text.
 const WORDS: usize = 64;
 
-/// The last error of one process, written by nobody else at the time. The sequence is odd while it is
-/// being written.
+/// The last error of one process. During a reload two may write at once, and one may be killed while
+/// it does: what does not match its check is no note.
 #[repr(C)]
 struct Note {
-    sequence: AtomicU64,
+    /// 0 for none.
+    check: AtomicU64,
     at: AtomicU64,
     length: AtomicU64,
     words: [AtomicU64; WORDS],
@@ -111,39 +115,38 @@ mod shared {
 
 impl Note {
     fn write(&self, at: u64, text: &str) {
-        // One that was cut off by a kill is odd for good; the next one goes on from there.
-        let sequence = self.sequence.load(Relaxed) | 1;
-        self.sequence.store(sequence, Relaxed);
-        std::sync::atomic::fence(Release);
         let mut end = text.len().min(WORDS * 8);
         while !text.is_char_boundary(end) {
             end -= 1;
         }
+        let text = &text.as_bytes()[..end];
         self.at.store(at, Relaxed);
         self.length.store(end as u64, Relaxed);
-        for (word, bytes) in self.words.iter().zip(text.as_bytes()[..end].chunks(8)) {
+        for (word, bytes) in self.words.iter().zip(text.chunks(8)) {
             let mut padded = [0; 8];
             padded[..bytes.len()].copy_from_slice(bytes);
             word.store(u64::from_ne_bytes(padded), Relaxed);
         }
-        self.sequence.store(sequence + 1, Release);
+        self.check.store(check(at, text), Release);
     }
 
     fn read(&self) -> Option<(u64, String)> {
-        for _ in 0..100 {
-            let before = self.sequence.load(Acquire);
-            let at = self.at.load(Relaxed);
-            let length = usize::try_from(self.length.load(Relaxed)).unwrap_or(0).min(WORDS * 8);
-            let mut bytes: Vec<u8> =
-                self.words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
-            std::sync::atomic::fence(Acquire);
-            if before.is_multiple_of(2) && self.sequence.load(Relaxed) == before {
-                bytes.truncate(length);
-                return (before > 0).then(|| (at, String::from_utf8_lossy(&bytes).into_owned()));
-            }
-        }
-        None
+        let expected = self.check.load(Acquire);
+        let at = self.at.load(Relaxed);
+        let length = usize::try_from(self.length.load(Relaxed)).unwrap_or(0).min(WORDS * 8);
+        let mut text: Vec<u8> =
+            self.words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
+        text.truncate(length);
+        let whole = expected == check(at, &text);
+        whole.then(|| (at, String::from_utf8_lossy(&text).into_owned()))
     }
+}
+
+fn check(at: u64, text: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    (at, text).hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 /// What is counted of one index.
@@ -384,11 +387,13 @@ impl ServerShared {
         }
     }
 
-    /// The workers' numbers, ids, and times of their last sign of life.
+    /// The workers' numbers, ids, and times of their last sign of life. One that was killed while a
+    /// reload took its place away is told of for an hour.
     pub(crate) fn workers(&self) -> impl Iterator<Item = (usize, u64, u64)> {
-        let known = |(number, worker): (usize, &WorkerShared)| {
-            let pid = worker.pid.load(Relaxed);
-            (pid != 0).then(|| (number, pid, worker.seen.load(Relaxed)))
+        let now = now();
+        let known = move |(number, worker): (usize, &WorkerShared)| {
+            let (pid, seen) = (worker.pid.load(Relaxed), worker.seen.load(Relaxed));
+            (pid != 0 && now.saturating_sub(seen) < FORGOTTEN).then_some((number, pid, seen))
         };
         self.workers.iter().enumerate().filter_map(known)
     }

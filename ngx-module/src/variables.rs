@@ -25,7 +25,7 @@ impl Variable {
 
     /// Its value; none where there is no generation.
     pub(crate) fn value(self, answer: Option<&Answer>, conf: &LocConf) -> Option<String> {
-        let current = || conf.served()?.cell.load_full();
+        let current = || conf.served()?.cell.load_full().filter(|current| current.has_documents());
         let snapshot: Arc<Snapshot> = match answer {
             Some(answer) => answer.snapshot.clone()?,
             None => current()?,

@@ -218,6 +218,83 @@ fn a_builder_that_was_killed_and_an_error_show() {
     nginx.finish();
 }
 
+/// `if` has requests answered with a configuration of its own, which stands for that around it; and
+/// what an `error_page` leads to is one request.
+#[test]
+fn conditions_and_error_pages_change_nothing() {
+    let dir = with_a_problem();
+    let conf = CONF
+        .replace(
+            "simplestreams_status prometheus;",
+            "simplestreams_status prometheus; if ($arg_a) { set $b 1; }",
+        )
+        .replace(
+            "simplestreams_settle 200ms;",
+            "simplestreams_settle 200ms; simplestreams on; if ($arg_x) { return 410; }",
+        )
+        .replace(
+            "location / {\n            simplestreams on;",
+            "location / {\n            simplestreams @TREE@/other;",
+        )
+        .replace(
+            "location = /broken/ {",
+            "location ~ ^/streams/v1/ {
+            root @TREE@;
+            error_page 404 =200 /streams/v1/index.json;
+            if ($arg_a) { set $b 1; }
+        }
+        location = /broken/ {",
+        );
+    let nginx = dir.start(&conf);
+    let ask = Ask::get("/streams/v1/images.json?a=1");
+    until("an if changes nothing", || (ask.of(&nginx).status == 200).then_some(()));
+    let answer = Ask::get("/metrics?a=1").of(&nginx);
+    assert!(answer.text().starts_with("# HELP"), "{}", answer.text());
+    let told = status(&nginx);
+    let roots: BTreeSet<&str> = told["indexes"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|i| i["root"].as_str())
+        .collect();
+    let tree = dir.tree().display().to_string();
+    assert_eq!(roots, BTreeSet::from([tree.as_str(), &format!("{tree}/other")]), "of no if");
+
+    assert_eq!(Ask::get("/streams/v1/none.json").of(&nginx).status, 200);
+    let is_it = |index: &&Value| index["root"] == tree;
+    let counts = until("it is counted", || {
+        let told = status(&nginx);
+        let index = told["indexes"].as_array().expect("a list").iter().find(is_it)?.clone();
+        let document = counted(&index, "index.json", "identity", 200).0;
+        (document > 0).then(|| (document, counted(&index, "other", "none", 200).0))
+    });
+    assert_eq!(counts, (1, 0));
+    nginx.finish();
+}
+
+/// As after the loss of the hash cache.
+#[test]
+fn a_builder_that_hashes_anew_what_is_served_is_told_of() {
+    let dir = with_a_problem();
+    let nginx = dir.start(CONF);
+    nginx.every_worker_lists(&[LISTED]);
+    index(&nginx, "current", is_current);
+    until("the snapshot is on disk", || {
+        let files = fs::read_dir(dir.state()).expect("state").flatten();
+        files.map(|f| f.path()).find(|path| path.extension().is_some_and(|e| e == "snapshot"))
+    });
+    nginx.finish();
+    fs::remove_file(dir.state().join("hashes.redb")).expect("a hash cache");
+    // So large that it is seen being hashed, and of nothing, so that it costs no disk.
+    let root = dir.tree().join(format!("{PRODUCT}/20260101_0000/disk.qcow2"));
+    let root = fs::File::create(root).expect("a file");
+    root.set_len(24 << 30).expect("a sparse file");
+    let nginx = dir.start(CONF);
+    let told = index(&nginx, "hashing", |index| index["state"] == "hashing");
+    assert_eq!(told["builder"]["pid"], nginx.helper().0, "{told}");
+    nginx.stop();
+}
+
 #[test]
 fn prometheus_is_told_the_same_and_all_of_it_is_documented() {
     let dir = with_a_problem();

@@ -102,13 +102,14 @@ impl Indexer {
         Some(version)
     }
 
-    /// Tells how far things are; after publishing, so that whoever sees an idle index finds it all
-    /// published.
+    /// Tells how far things are. Whoever sees an idle index finds it all published, so what looks idle
+    /// is told after publishing only.
     pub(super) fn report(&mut self, now: Instant) {
-        if self.publisher.is_dirty() {
+        let Self { tally, gauges, .. } = self;
+        let looks_idle = tally.hashing.versions == 0 && tally.waiting.is_empty();
+        if looks_idle && self.publisher.is_dirty() {
             return;
         }
-        let Self { tally, gauges, .. } = self;
         if std::mem::take(&mut tally.waiting_changed) {
             let names = tally.waiting.iter().cloned().collect();
             *gauges.names.lock().unwrap_or_else(PoisonError::into_inner) = names;

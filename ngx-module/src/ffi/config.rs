@@ -160,13 +160,19 @@ impl Conf {
             (location, &*(*(*server.ctx).loc_conf.add(core)).cast::<ngx_http_core_loc_conf_t>())
         };
         // SAFETY: a valid location, by what was said above.
-        let unnamed = unsafe { shim::ngx_http_simplestreams_unnamed(location) != 0 };
+        let (unnamed, inside) = unsafe {
+            (
+                shim::ngx_http_simplestreams_unnamed(location) != 0,
+                shim::ngx_http_simplestreams_inside(location) != 0,
+            )
+        };
         Place {
             name: (!unnamed).then(|| location.name.as_bytes()),
             root: location
                 .root_lengths
                 .is_null()
                 .then(|| Path::new(OsStr::from_bytes(location.root.as_bytes()))),
+            inside,
             alias: (location.alias != 0).then_some(location.alias),
             covered: ptr::eq(location, server) && has_location_for_all(server),
             taken: location.handler.is_some(),

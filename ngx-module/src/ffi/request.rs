@@ -157,8 +157,8 @@ impl<'r> Request<'r> {
         self.keep_then(value, |_, _| ())
     }
 
-    /// The same; `done` is called right before, with how the request ended, unless it is a
-    /// subrequest.
+    /// The same; `done` is called right before, with how the request ended: unless it is a subrequest,
+    /// or an `error_page` had it [answered](Self::set_answer) once more, and that is what ended.
     pub(crate) fn keep_then<T: 'static>(
         &self,
         value: T,
@@ -166,6 +166,7 @@ impl<'r> Request<'r> {
     ) -> Result<&'r T, Status> {
         struct Kept<T> {
             request: *mut ngx_http_request_t,
+            module: *const ngx_module_t,
             done: fn(&T, Outcome),
             value: T,
         }
@@ -174,7 +175,12 @@ impl<'r> Request<'r> {
                 // SAFETY: a Kept<T> was written there, and nginx calls a cleanup once. The request is
                 // in the pool whose cleanups run, of which nothing is freed before the last of them.
                 unsafe {
+                    let in_place: *const T = &raw const (*data.cast::<Kept<T>>()).value;
                     let kept = std::ptr::read(data.cast::<Kept<T>>());
+                    let answer = *(*kept.request).ctx.add((*kept.module).ctx_index);
+                    if !answer.is_null() && !std::ptr::eq(answer, in_place.cast()) {
+                        return;
+                    }
                     let mut bytes = 0;
                     let status = shim::ngx_http_simplestreams_outcome(kept.request, &raw mut bytes);
                     if status != 0 {
@@ -193,7 +199,7 @@ impl<'r> Request<'r> {
                 return Err(NO_MEMORY);
             }
             let kept: *mut Kept<T> = (*cleanup).data.cast();
-            kept.write(Kept { request: self.raw, done, value });
+            kept.write(Kept { request: self.raw, module: self.module, done, value });
             (*cleanup).handler = Some(let_go::<T>);
             Ok(&(*kept).value)
         }

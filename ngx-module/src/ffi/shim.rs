@@ -21,6 +21,9 @@ unsafe extern "C" {
     pub(super) fn ngx_http_simplestreams_unnamed(
         clcf: *const ngx_http_core_loc_conf_t,
     ) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_inside(
+        clcf: *const ngx_http_core_loc_conf_t,
+    ) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_outcome(
         r: *mut ngx_http_request_t,
         bytes: *mut u64,
