@@ -160,11 +160,14 @@ fn build(root: &str, state: &Path, changes: u32, threads: usize) -> Result<()> {
 
 fn until(what: &str, done: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
+    let start = Instant::now();
     while !done() {
         if Instant::now() > deadline {
             return Err(format!("{what} did not show").into());
         }
-        std::thread::park_timeout(Duration::from_micros(100));
+        // More seldom after a while: looking costs time that is measured.
+        let pause = Duration::from_micros(200).max(start.elapsed() / 50);
+        std::thread::park_timeout(pause.min(Duration::from_millis(20)));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -14,33 +15,35 @@ use crate::scan::{FoundFile, FoundVersion};
 use crate::tree::join;
 use crate::{Digest, Problem};
 
-/// The files of a version that will be listed, and the promise about them.
+/// The files of a version that will be listed, and the promise about them. Files are shared with
+/// whoever else knows them: there may be forty thousand versions, and several plans of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Split metadata, at most one file for each client.
-    pub metadata: BTreeMap<Client, FoundFile>,
+    pub metadata: BTreeMap<Client, Arc<FoundFile>>,
     /// Roots, at most one of a kind: two would be two images under one fingerprint key.
-    pub roots: BTreeMap<Root, FoundFile>,
+    pub roots: BTreeMap<Root, Arc<FoundFile>>,
     /// Unified tarballs, at most one for each client.
-    pub unified: BTreeMap<Client, FoundFile>,
+    pub unified: BTreeMap<Client, Arc<FoundFile>>,
     /// Whether the name of the unified tarball leaves open that it is one.
     pub doubtful: bool,
     /// Differences to the squashfs of another version, by that version's name.
-    pub deltas: BTreeMap<String, FoundFile>,
+    pub deltas: BTreeMap<String, Arc<FoundFile>>,
     /// `SHA256SUMS`.
-    pub sums: Option<FoundFile>,
+    pub sums: Option<Arc<FoundFile>>,
 }
 
 impl Plan {
     /// All files of the plan that are hashed, metadata first.
     pub fn files(&self) -> impl Iterator<Item = &FoundFile> {
         let Self { metadata, roots, unified, deltas, .. } = self;
-        metadata.values().chain(roots.values()).chain(unified.values()).chain(deltas.values())
+        let files = metadata.values().chain(roots.values()).chain(unified.values());
+        files.chain(deltas.values()).map(|file| &**file)
     }
 
     /// All files of the plan.
     pub fn all_files(&self) -> impl Iterator<Item = &FoundFile> {
-        self.files().chain(&self.sums)
+        self.files().chain(self.sums.as_deref())
     }
 }
 
@@ -57,7 +60,7 @@ pub struct Incomplete {
 /// Chooses among the files of the version at `path`.
 ///
 /// The second list are problems of files that are left out while the version is listed.
-pub fn plan(path: &str, files: &[FoundFile]) -> (Result<Plan, Incomplete>, Vec<Problem>) {
+pub fn plan(path: &str, files: &[Arc<FoundFile>]) -> (Result<Plan, Incomplete>, Vec<Problem>) {
     let (mut plan, mut problems) = (Plan::default(), Vec::new());
     let mut tarballs = Vec::new();
     let mut sorted: Vec<_> = files.iter().collect();
@@ -226,10 +229,10 @@ impl Entry {
     /// Joins a plan with its hashes; `None` if a hash is missing.
     pub fn new(found: &FoundVersion, plan: &Plan, hashes: &Hashes) -> Option<Self> {
         fn files<K: Clone, L: From<K>>(
-            planned: &BTreeMap<K, FoundFile>,
+            planned: &BTreeMap<K, Arc<FoundFile>>,
             hashes: &Hashes,
         ) -> Option<Box<[(L, File)]>> {
-            let file = |(key, found): (&K, &FoundFile)| {
+            let file = |(key, found): (&K, &Arc<FoundFile>)| {
                 let sha256 = *hashes.files.get(&found.name)?;
                 let name = found.name.as_str().into();
                 Some((key.clone().into(), File { name, size: found.stamp.size, sha256 }))

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::MemfdFlags;
@@ -65,9 +66,11 @@ pub fn path(data: &[u8]) {
         }
     }
     let stamp = Stamp { device: 1, inode: 1, size: 1, modified: 1, changed: 1, born: None };
-    let files: Vec<FoundFile> = lines
+    let files: Vec<Arc<FoundFile>> = lines
         .filter_map(|line| name::check_path_component(line).ok())
-        .map(|name| FoundFile { kind: Kind::of(name), name: name.to_owned(), stamp, links: 1 })
+        .map(|name| {
+            Arc::new(FoundFile { kind: Kind::of(name), name: name.to_owned(), stamp, links: 1 })
+        })
         .collect();
     for file in &files {
         if name::is_version(&file.name) {

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::Problem;
 use crate::arch;
@@ -35,7 +36,7 @@ pub struct Walk {
 #[derive(Debug, Default)]
 pub struct Files {
     /// Files that are listed, or that a promise is about.
-    pub images: Vec<FoundFile>,
+    pub images: Vec<Arc<FoundFile>>,
     /// Files of overrides.
     pub overrides: Vec<FoundFile>,
     /// What is wrong with others.
@@ -68,7 +69,7 @@ pub struct FoundFile {
 
 /// Walks the tree from `path`, which must lie in the stream whose directory is its first
 /// component, and calls `enter` for each directory before it is read, so that a watch stands
-/// before the first look.
+/// before the first look. The directories of versions are not read.
 pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
     let mut walk = Walk::default();
     let mut components = path.split('/');
@@ -185,7 +186,9 @@ impl Walker<'_> {
     fn version<S: AsRef<str>>(&mut self, path: String, name: &str, product: &[S]) {
         let components: Vec<&str> = product.iter().map(AsRef::as_ref).collect();
         if let Some(product) = ProductName::new(self.stream, &components) {
-            (self.enter)(&path);
+            let last = self.found.versions.last().map(|version| &version.product);
+            // One name for all versions of a product.
+            let product = last.filter(|last| **last == product).cloned().unwrap_or(product);
             self.found.versions.push(FoundVersion { path, product, name: name.to_owned() });
         }
     }
@@ -205,13 +208,13 @@ impl Walker<'_> {
             Err(err) => return self.problem(path, unreadable(path, &err)),
         };
         let mut image = None;
-        for name in entries {
+        for (name, is_directory) in entries {
             let lossy = String::from_utf8_lossy(&name).into_owned();
             let below = join(path, &lossy);
             // A name that is not UTF-8 has no path here; it is judged, and goes no further.
             let entry = match str::from_utf8(&name) {
-                Ok(_) => self.tree.entry(&below),
-                Err(_) => Ok(Entry::Directory { link: None }),
+                Ok(_) if !is_directory => self.tree.entry(&below),
+                _ => Ok(Entry::Directory { link: None }),
             };
             match entry {
                 Ok(Entry::Directory { link }) => match self.judge(&below, &name, product) {
@@ -283,8 +286,8 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
     let mut files = Files::default();
     let mut names = read_dir(tree, path)?;
     // Well-known names first, lest the bound leaves them out.
-    names.sort_by_cached_key(|name| Kind::rank(&String::from_utf8_lossy(name)));
-    for name in names {
+    names.sort_by_cached_key(|(name, _)| Kind::rank(&String::from_utf8_lossy(name)));
+    for (name, _) in names {
         let lossy = String::from_utf8_lossy(&name);
         let kind = Kind::of(&lossy);
         if kind == Kind::Other {
@@ -308,7 +311,7 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
                 let file = FoundFile::new(lossy.into_owned(), &meta);
                 match kind {
                     Kind::Overrides(_) => files.overrides.push(file),
-                    _ => files.images.push(file),
+                    _ => files.images.push(Arc::new(file)),
                 }
             }
             Ok(Entry::Outside) => files.problems.push(outside(&below)),
@@ -326,13 +329,15 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
 }
 
 /// Names in a directory, sorted, without those that begin with a dot; `.requirements` alone is seen.
-fn read_dir(tree: &Tree, path: &str) -> io::Result<Vec<Vec<u8>>> {
+/// Each with whether it is a directory and no link to one, as far as the file system says so by itself.
+fn read_dir(tree: &Tree, path: &str) -> io::Result<Vec<(Vec<u8>, bool)>> {
     use std::os::unix::ffi::OsStringExt as _;
     let mut names = Vec::new();
     for entry in fs::read_dir(tree.absolute(path))? {
-        let name = entry?.file_name().into_vec();
+        let entry = entry?;
+        let name = entry.file_name().into_vec();
         if !name.starts_with(b".") || name == b".requirements" {
-            names.push(name);
+            names.push((name, entry.file_type().is_ok_and(|of| of.is_dir())));
         }
     }
     names.sort_unstable();

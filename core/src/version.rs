@@ -16,7 +16,7 @@ pub struct Version {
     /// Where it is.
     pub found: FoundVersion,
     /// Its files, each with the time since which it has been as it is.
-    files: Vec<(FoundFile, Instant)>,
+    files: Vec<(Arc<FoundFile>, Instant)>,
     /// Problems that do not keep it from being listed.
     notes: Vec<Problem>,
     state: State,
@@ -158,17 +158,19 @@ impl Version {
                 }
             };
         // A file that was written to is not in `self.files` any more, so it counts as new here.
-        let known = |file: &FoundFile| {
-            self.files.iter().find(|(known, _)| known == file).map(|(_, seen)| *seen)
-        };
+        let known = |file: &Arc<FoundFile>| self.files.iter().find(|(known, _)| known == file);
         let mut verdict = Verdict { overrides, ..Verdict::default() };
         let mut usable = Vec::new();
         let mut intact = 0;
         let mut next = Vec::with_capacity(files.len());
         for file in files {
-            let seen = known(&file);
+            let (file, seen) = match known(&file) {
+                // The one that plans have too.
+                Some((known, seen)) => (Arc::clone(known), Some(*seen)),
+                None => (file, None),
+            };
             let listed = self.listed.as_ref().is_some_and(|listed| {
-                seen.is_some() && listed.plan.all_files().any(|planned| *planned == file)
+                seen.is_some() && listed.plan.all_files().any(|planned| *planned == *file)
             });
             let vouched = look.vouched.is_some_and(|until| file.stamp.changed <= until);
             let quiet = if listed {

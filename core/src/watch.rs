@@ -64,9 +64,11 @@ pub struct RawEvent {
 #[derive(Debug)]
 pub struct Watcher {
     fd: Arc<OwnedFd>,
-    /// A directory that several paths lead to has one watch.
-    paths: HashMap<i32, Vec<String>>,
-    watches: BTreeMap<String, i32>,
+    /// The directories of watches. There may be hundreds of thousands.
+    paths: HashMap<i32, Arc<str>>,
+    /// Further ones: a directory that several paths lead to has one watch.
+    further: HashMap<i32, Vec<Arc<str>>>,
+    watches: BTreeMap<Arc<str>, i32>,
     refused: Option<(io::Error, u64)>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -91,6 +93,7 @@ impl Watcher {
         Ok(Self {
             fd,
             paths: HashMap::new(),
+            further: HashMap::new(),
             watches: BTreeMap::new(),
             refused: None,
             stop,
@@ -113,12 +116,15 @@ impl Watcher {
             | WatchFlags::ONLYDIR;
         match inotify::add_watch(&self.fd, tree.absolute(path), flags) {
             Ok(watch) => {
-                match self.watches.insert(path.to_owned(), watch) {
+                let path: Arc<str> = path.into();
+                match self.watches.insert(Arc::clone(&path), watch) {
                     Some(before) if before == watch => return,
-                    Some(before) => self.forget(before, path),
+                    Some(before) => self.forget(before, &path),
                     None => {}
                 }
-                self.paths.entry(watch).or_default().push(path.to_owned());
+                if let Some(first) = self.paths.insert(watch, path) {
+                    self.further.entry(watch).or_default().push(first);
+                }
             }
             // It went away, or is no directory any more: the event of its parent says so. Or it may
             // not be read, which is a problem of its own.
@@ -137,10 +143,11 @@ impl Watcher {
 
     /// Drops the watches of `path` and of everything below it.
     pub fn remove_below(&mut self, path: &str) {
-        let mut gone: Vec<(String, i32)> = Vec::new();
-        for (below, &watch) in self.watches.range(path.to_owned()..) {
+        use std::ops::Bound::{Included, Unbounded};
+        let mut gone: Vec<(Arc<str>, i32)> = Vec::new();
+        for (below, &watch) in self.watches.range::<str, _>((Included(path), Unbounded)) {
             if is_below(below, path) {
-                gone.push((below.clone(), watch));
+                gone.push((Arc::clone(below), watch));
             } else if !below.starts_with(path) {
                 break;
             }
@@ -168,12 +175,13 @@ impl Watcher {
             return vec![Touch::Overflow];
         }
         if event.flags.contains(ReadFlags::IGNORED) {
-            for path in self.paths.remove(&event.watch).unwrap_or_default() {
+            let further = self.further.remove(&event.watch).unwrap_or_default();
+            for path in self.paths.remove(&event.watch).into_iter().chain(further) {
                 self.watches.remove(&path);
             }
             return Vec::new();
         }
-        let Some(paths) = self.paths.get(&event.watch) else {
+        let Some(first) = self.paths.get(&event.watch) else {
             return Vec::new(); // Of a watch that was dropped meanwhile.
         };
         let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT;
@@ -191,8 +199,8 @@ impl Watcher {
         } else {
             What::Changed
         };
-        let touch = |directory: &String| {
-            let directory = directory.clone();
+        let touch = |directory: &Arc<str>| {
+            let directory = directory.to_string();
             if gone {
                 Some(Touch::Gone { directory })
             } else if event.name.is_empty() {
@@ -201,17 +209,28 @@ impl Watcher {
                 Some(Touch::Entry { directory, name: event.name.clone(), what })
             }
         };
-        paths.iter().filter_map(touch).collect()
+        let further = self.further.get(&event.watch).into_iter().flatten();
+        std::iter::once(first).chain(further).filter_map(touch).collect()
     }
 
     fn forget(&mut self, watch: i32, path: &str) {
-        if let Some(paths) = self.paths.get_mut(&watch) {
-            paths.retain(|known| known != path);
-            if paths.is_empty() {
-                self.paths.remove(&watch);
-                // Fails if the directory is gone, and the watch with it.
-                let _ = inotify::remove_watch(&self.fd, watch);
+        let Some(first) = self.paths.get_mut(&watch) else {
+            return;
+        };
+        if let Some(further) = self.further.get_mut(&watch) {
+            further.retain(|known| **known != *path);
+            if **first == *path
+                && let Some(next) = further.pop()
+            {
+                *first = next;
             }
+            if further.is_empty() {
+                self.further.remove(&watch);
+            }
+        } else if **first == *path {
+            self.paths.remove(&watch);
+            // Fails if the directory is gone, and the watch with it.
+            let _ = inotify::remove_watch(&self.fd, watch);
         }
     }
 }

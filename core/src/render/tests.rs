@@ -47,7 +47,9 @@ fn product(number: usize) -> ProductName {
 /// Few contents, so that fingerprints collide.
 fn entry(product: &ProductName, version: &str, content: u8, own: u64) -> Entry {
     let stamp = Stamp { device: 1, inode: own, size: 100, modified: 1, changed: 1, born: None };
-    let file = |name: &str| FoundFile { name: name.into(), kind: Kind::of(name), stamp, links: 1 };
+    let file = |name: &str| {
+        Arc::new(FoundFile { name: name.into(), kind: Kind::of(name), stamp, links: 1 })
+    };
     let mut plan = Plan::default();
     let mut hashes = Hashes::default();
     let digest = |what: &str, of: u64| Digest::of(format!("{what}{of}").as_bytes());
