@@ -43,6 +43,7 @@ mod name;
 mod overrides;
 mod render;
 mod scan;
+pub mod sha256;
 mod sums;
 mod tree;
 mod unified;

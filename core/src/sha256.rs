@@ -1,0 +1,179 @@
+//! SHA-256 of several messages that share their bytes, in one pass over them.
+//!
+//! A root is hashed twice: alone, and behind the metadata. Each is a [`Lane`], and [`update`] feeds
+//! all lanes the same bytes. One lane is a chain of instructions each of which waits for the one
+//! before; processors with SHA instructions have room for a second chain in the same time, so two
+//! lanes that take turns cost little more than one. Crates that hash several messages at once want
+//! whole messages of equal length, from the start; lanes go on from different states and are at
+//! different places in their blocks, hence this module. What is done with one block is in
+//! `sha256/shani.rs` and, for all other processors, in the crate `sha2`.
+
+#[cfg(target_arch = "x86_64")]
+mod shani;
+
+use crate::Digest;
+
+/// Bytes that the compression function takes at once (FIPS 180-4, section 5.2.1).
+const BLOCK: usize = 64;
+
+/// The length of the message in bits ends the last block (FIPS 180-4, section 5.1.1).
+const LENGTH: usize = 8;
+
+/// The initial state (FIPS 180-4, section 5.3.3).
+const INITIAL: State = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+
+type State = [u32; 8];
+type Block = [u8; BLOCK];
+
+/// One message on its way to its hash. A clone goes on by itself: that is how a message becomes the
+/// beginning of another.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    state: State,
+    /// The beginning of the next block: the last `length % 64` bytes.
+    begun: Block,
+    /// Bytes so far.
+    length: u64,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self { state: INITIAL, begun: [0; BLOCK], length: 0 }
+    }
+}
+
+impl Lane {
+    /// The hash of what was fed.
+    pub fn finish(self) -> Digest {
+        self.finish_with(Kernel::best())
+    }
+
+    fn finish_with(mut self, kernel: Kernel) -> Digest {
+        let bits = self.length.wrapping_mul(8);
+        let filled = self.filled();
+        // A one bit, zeros, and the length, which may need a block of their own.
+        let mut end = [[0; BLOCK]; 2];
+        end[0][..filled].copy_from_slice(&self.begun[..filled]);
+        end[0][filled] = 0x80;
+        let blocks = if filled + 1 + LENGTH <= BLOCK { 1 } else { 2 };
+        end[blocks - 1][BLOCK - LENGTH..].copy_from_slice(&bits.to_be_bytes());
+        kernel.compress([&mut self.state], [&end[..blocks]]);
+        let mut digest = [0; 32];
+        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        Digest::from_bytes(digest)
+    }
+
+    fn filled(&self) -> usize {
+        (self.length % BLOCK as u64) as usize
+    }
+
+    /// Completes the block that was begun; what of `data` is left begins with a new one.
+    fn complete_block<'a>(&mut self, data: &'a [u8], kernel: Kernel) -> &'a [u8] {
+        let filled = self.filled();
+        if filled == 0 {
+            return data;
+        }
+        let (head, rest) = data.split_at(data.len().min(BLOCK - filled));
+        self.begun[filled..filled + head.len()].copy_from_slice(head);
+        self.length += head.len() as u64;
+        if self.filled() == 0 {
+            kernel.compress([&mut self.state], [&[self.begun]]);
+        }
+        rest
+    }
+}
+
+/// Feeds `data` to every lane.
+pub fn update(lanes: &mut [Lane], data: &[u8]) {
+    update_with(Kernel::best(), lanes, data);
+}
+
+fn update_with(kernel: Kernel, lanes: &mut [Lane], data: &[u8]) {
+    match lanes {
+        [] => {}
+        [a] => feed(kernel, [a], data),
+        [a, b] => feed(kernel, [a, b], data),
+        [a, b, c] => feed(kernel, [a, b, c], data),
+        [a, b, rest @ ..] => {
+            feed(kernel, [a, b], data);
+            update_with(kernel, rest, data);
+        }
+    }
+}
+
+fn feed<const N: usize>(kernel: Kernel, mut lanes: [&mut Lane; N], data: &[u8]) {
+    let mut blocks = [&[][..]; N];
+    for (lane, blocks) in lanes.iter_mut().zip(&mut blocks) {
+        let (whole, rest) = lane.complete_block(data, kernel).as_chunks();
+        *blocks = whole;
+        // Not into a block that `complete_block` could not fill: then nothing is left here.
+        if !rest.is_empty() {
+            lane.begun[..rest.len()].copy_from_slice(rest);
+        }
+        lane.length += (whole.len() * BLOCK + rest.len()) as u64;
+    }
+    // Lanes begin within 63 bytes of each other, so one may have a block more.
+    let common = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+    kernel.compress(lanes.each_mut().map(|lane| &mut lane.state), blocks.map(|b| &b[..common]));
+    for (lane, blocks) in lanes.into_iter().zip(blocks) {
+        kernel.compress([&mut lane.state], [&blocks[common..]]);
+    }
+}
+
+/// What compresses blocks into states.
+#[derive(Clone, Copy, Debug)]
+enum Kernel {
+    /// The crate `sha2`, lane by lane, by whatever this processor has.
+    Sha2,
+    #[cfg(target_arch = "x86_64")]
+    ShaNi(shani::ShaNi),
+}
+
+impl Kernel {
+    fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(shani) = shani::ShaNi::detect() {
+            return Self::ShaNi(shani);
+        }
+        Self::Sha2
+    }
+
+    /// Takes as many blocks into each state as the shortest list has.
+    fn compress<const N: usize>(self, states: [&mut State; N], blocks: [&[Block]; N]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::ShaNi(shani) => shani.compress(states, blocks),
+            Self::Sha2 => {
+                let common = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+                for (state, blocks) in states.into_iter().zip(blocks) {
+                    sha2::block_api::compress256(state, &blocks[..common]);
+                }
+            }
+        }
+    }
+}
+
+/// How many lanes one thread takes through the same bytes in little more than the time of one.
+///
+/// More lanes are better divided among threads, where there are some to spare.
+pub fn lanes_at_once() -> usize {
+    match Kernel::best() {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::ShaNi(_) => 2,
+        Kernel::Sha2 => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests;
