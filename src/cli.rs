@@ -88,7 +88,7 @@ pub struct TreeArgs {
     #[arg(long, alias = "streams_dir", value_name = "DIR")]
     pub streams_dir: Option<PathBuf>,
 
-    /// How many threads hash [default: half of the processors]
+    /// How many threads hash [default: as many as there are processors; for watch, half of them]
     #[arg(long, value_name = "NUMBER")]
     pub threads: Option<std::num::NonZeroUsize>,
 }

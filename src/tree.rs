@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context as _, Result};
-use simplestreams::{Settings, check_stream_name, default_threads};
+use simplestreams::{Settings, check_stream_name};
 
 use crate::cli::TreeArgs;
 use crate::config::Config;
@@ -19,8 +19,8 @@ pub struct Tree {
     pub settings: Settings,
     /// The directory of the index files.
     pub streams_dir: PathBuf,
-    /// Threads that hash.
-    pub threads: std::num::NonZeroUsize,
+    /// Threads that hash, if somebody said how many.
+    pub threads: Option<std::num::NonZeroUsize>,
 }
 
 impl Tree {
@@ -57,7 +57,7 @@ impl Tree {
             rescan: config.rescan,
             ..Settings::new(root)
         };
-        let threads = args.threads.or(config.threads).unwrap_or_else(default_threads);
+        let threads = args.threads.or(config.threads);
         Ok(Self { settings, streams_dir, threads })
     }
 

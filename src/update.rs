@@ -1,6 +1,8 @@
 //! `lxd-image-server update`: the index from scratch.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -67,7 +69,9 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     // The report says the same.
     logging::quieten_core();
     log::info!("indexing \"{}\"", tree.img_dir().display());
-    let index = Index::with_threads(tree.settings.clone(), tree.threads)
+    // Somebody waits for this one.
+    let all = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let index = Index::with_threads(tree.settings.clone(), tree.threads.unwrap_or_else(all))
         .context("cannot start indexing")?;
     let snapshot = complete(&index, tree.settings.settle, patience)?;
     let before = tree.written();

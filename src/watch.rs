@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use rustix::process::geteuid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use simplestreams::{Index, IndexOptions, Snapshot};
+use simplestreams::{Index, IndexOptions, Snapshot, default_threads};
 
 use crate::cli::{Cli, Watch};
 use crate::config::{Config, Sources, Stamp};
@@ -166,7 +166,8 @@ impl Session {
     fn start(&mut self) -> Result<()> {
         // First, for one index at a time has the file of hashes.
         self.index = None;
-        let options = IndexOptions { threads: self.tree.threads, hash_cache: self.hashes.clone() };
+        let threads = self.tree.threads.unwrap_or_else(default_threads);
+        let options = IndexOptions { threads, hash_cache: self.hashes.clone() };
         let index = Index::open_with(self.tree.settings.clone(), options);
         self.index = Some(index.context("cannot start indexing")?);
         let listed = !self.tree.written().versions.is_empty();

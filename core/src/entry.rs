@@ -41,6 +41,11 @@ impl Plan {
         files.chain(deltas.values()).map(|file| &**file)
     }
 
+    /// Length of the files that are hashed, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.files().map(|file| file.stamp.size).sum()
+    }
+
     /// All files of the plan.
     pub fn all_files(&self) -> impl Iterator<Item = &FoundFile> {
         self.files().chain(self.sums.as_deref())

@@ -4,23 +4,30 @@
 //! sha256(metadata ‖ root) needs no second read of anything: the state after the metadata's last
 //! byte is both what its own hash is made of and where the root continues.
 
+mod crew;
+mod source;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use sha2::{Digest as _, Sha256};
 
 use crate::cache::HashCache;
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
+use crate::sha256::{self, Lane};
 use crate::tree::{Stamp, Tree, join};
 use crate::unified::{self, Inside};
 use crate::{Digest, Problem, sums, whole};
 
-/// Bytes between two looks at the stop flag: a helper must be gone within a second of being told.
-const CHUNK: usize = 1 << 20;
+pub(crate) use self::crew::Crew;
+use self::source::{CHUNK, Source};
+
+/// Files from this size on are worth the help of another thread, and the thought of what their
+/// reading does to the page cache, in bytes.
+const LARGE: u64 = 4 << 20;
 
 /// How hashing a version ended.
 #[derive(Debug)]
@@ -36,7 +43,7 @@ pub enum Outcome {
 }
 
 /// Everything hashing needs besides the files.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// Where hashes are looked up and remembered.
     pub cache: &'a HashCache,
@@ -44,6 +51,10 @@ pub struct Context<'a> {
     pub stop: &'a AtomicBool,
     /// Counts the bytes read.
     pub bytes: &'a AtomicU64,
+    /// Told of each large file, which other threads may help with.
+    pub begins: &'a dyn Fn(&Arc<Crew>),
+    /// Called between two chunks of a large file.
+    pub between: &'a dyn Fn(&Crew),
 }
 
 enum Failure {
@@ -77,9 +88,16 @@ fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     Some(hashes)
 }
 
-/// Hashes the version at `path`, reading only what the cache does not know.
-pub fn hash(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Outcome {
-    match verified(tree, path, plan, context) {
+/// Hashes the version at `path`, reading only what the cache does not know, small files into
+/// `buffer`.
+pub fn hash(
+    tree: &Tree,
+    path: &str,
+    plan: &Plan,
+    context: Context<'_>,
+    buffer: &mut Vec<u8>,
+) -> Outcome {
+    match verified(tree, path, plan, context, buffer) {
         Ok(hashes) => Outcome::Hashed(hashes),
         Err(Failure::Changed) => Outcome::Changed,
         Err(Failure::Broken(problem)) => Outcome::Broken(problem),
@@ -87,13 +105,19 @@ pub fn hash(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Outco
     }
 }
 
-fn verified(tree: &Tree, path: &str, plan: &Plan, context: Context<'_>) -> Result<Hashes, Failure> {
+fn verified(
+    tree: &Tree,
+    path: &str,
+    plan: &Plan,
+    context: Context<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<Hashes, Failure> {
     for file in plan.unified.values() {
         look_inside(tree, path, file, plan.doubtful)?;
     }
     let hashes = match known(path, plan, context.cache) {
         Some(hashes) => hashes,
-        None => read_all(tree, path, plan, context, &mut vec![0; CHUNK])?,
+        None => read_all(tree, path, plan, context, buffer)?,
     };
     if let Some(file) = &plan.sums {
         let content = small_file(tree, &join(path, &file.name), &file.stamp, sums::MAX_BYTES)
@@ -190,22 +214,27 @@ fn read_all(
     path: &str,
     plan: &Plan,
     context: Context<'_>,
-    buffer: &mut [u8],
+    buffer: &mut Vec<u8>,
 ) -> Result<Hashes, Failure> {
     let mut hashes = Hashes::default();
     let mut states = BTreeMap::new();
-    for (&client, file) in &plan.metadata {
-        let mut state = [Sha256::new()];
-        read(tree, path, file, &mut state, context, buffer)?;
-        let [state] = state;
-        let digest = digest(state.clone());
+    let mut alone = |file: &FoundFile| {
+        let lanes = read(tree, path, file, vec![Lane::default()], context, buffer)?;
+        let lane = lanes.into_iter().next().unwrap_or_default();
+        let digest = lane.clone().finish();
         context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
         hashes.files.insert(file.name.clone(), digest);
-        states.insert(client, (digest, state));
+        Ok((digest, lane))
+    };
+    for (&client, file) in &plan.metadata {
+        states.insert(client, alone(file)?);
+    }
+    for file in plan.unified.values().chain(plan.deltas.values()) {
+        alone(file)?;
     }
     for (&root, file) in &plan.roots {
         // Equal metadata, the usual case where both files are there, needs one lane.
-        let mut lanes = vec![Sha256::new()];
+        let mut lanes = vec![Lane::default()];
         let mut lane_of = BTreeMap::new();
         for (metadata, state) in states.values() {
             lane_of.entry(*metadata).or_insert_with(|| {
@@ -213,8 +242,8 @@ fn read_all(
                 lanes.len() - 1
             });
         }
-        read(tree, path, file, &mut lanes, context, buffer)?;
-        let digests: Vec<Digest> = lanes.into_iter().map(digest).collect();
+        let lanes = read(tree, path, file, lanes, context, buffer)?;
+        let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
         context.cache.put_file(&join(path, &file.name), &file.stamp, digests[0]);
         hashes.files.insert(file.name.clone(), digests[0]);
         for (&client, (metadata, _)) in &states {
@@ -222,14 +251,6 @@ fn read_all(
             context.cache.put_pair(*metadata, digests[0], combined);
             hashes.pairs.insert((client, root), combined);
         }
-    }
-    for file in plan.unified.values().chain(plan.deltas.values()) {
-        let mut state = [Sha256::new()];
-        read(tree, path, file, &mut state, context, buffer)?;
-        let [state] = state;
-        let digest = digest(state);
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
-        hashes.files.insert(file.name.clone(), digest);
     }
     Ok(hashes)
 }
@@ -239,54 +260,77 @@ fn read(
     tree: &Tree,
     directory: &str,
     found: &FoundFile,
-    lanes: &mut [Sha256],
+    lanes: Vec<Lane>,
     context: Context<'_>,
-    buffer: &mut [u8],
-) -> Result<(), Failure> {
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<Lane>, Failure> {
     let path = join(directory, &found.name);
     let failed = |err: io::Error| failure(&path, &err);
-    let file = open(tree, &path, &found.stamp)?;
+    let size = found.stamp.size;
+    let file = Arc::new(open(tree, &path, &found.stamp)?);
+    // Before anything is read of it, for that would show.
+    let source = (size >= LARGE).then(|| Source::new(Arc::clone(&file), size));
     let go_on = || !context.stop.load(Ordering::Relaxed);
-    let whole = whole::check(&file, found.stamp.size, &go_on).map_err(failed)?;
+    let whole = whole::check(&file, size, &go_on).map_err(failed)?;
     if let Err(whole::CutShort(reason)) = whole {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
     }
-    let length = feed(&file, lanes, context, buffer).map_err(failed)?.ok_or(Failure::Stopped)?;
+    let fed = match source {
+        Some(source) => feed_large(source, size, lanes, context),
+        None => feed(&file, size, lanes, context, buffer),
+    };
+    let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
     // The name must still lead to this file, and the file must still be what it was: the check of
     // the handle alone would miss a rename over it, that of the name alone a write after it.
     let same = |meta: io::Result<std::fs::Metadata>| {
         meta.is_ok_and(|meta| Stamp::of(&meta) == found.stamp)
     };
     let unchanged = same(file.metadata()) && same(std::fs::metadata(tree.absolute(&path)));
-    if length == found.stamp.size && unchanged { Ok(()) } else { Err(Failure::Changed) }
+    if length == size && unchanged { Ok(lanes) } else { Err(Failure::Changed) }
 }
 
-/// Reads to the end; `None` if told to stop.
+/// Reads to the end, with whoever wants to help; `None` if told to stop.
+fn feed_large(
+    source: Source,
+    size: u64,
+    lanes: Vec<Lane>,
+    context: Context<'_>,
+) -> io::Result<Option<(u64, Vec<Lane>)>> {
+    let crew = Arc::new(Crew::new(source, size, lanes));
+    (context.begins)(&crew);
+    let go_on = |crew: &Crew| {
+        (context.between)(crew);
+        !context.stop.load(Ordering::Relaxed)
+    };
+    let count = |bytes| {
+        context.bytes.fetch_add(bytes, Ordering::Relaxed);
+    };
+    crew.work(&go_on, &count)
+}
+
+/// Reads as far as the file of `size` bytes should go; `None` if told to stop.
 fn feed(
     mut file: &File,
-    lanes: &mut [Sha256],
+    size: u64,
+    mut lanes: Vec<Lane>,
     context: Context<'_>,
-    buffer: &mut [u8],
-) -> io::Result<Option<u64>> {
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<(u64, Vec<Lane>)>> {
+    buffer.resize(CHUNK, 0);
     let mut length = 0;
-    loop {
+    while length < size {
         if context.stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let read = match file.read(buffer) {
-            Ok(0) => return Ok(Some(length)),
+            Ok(0) => break,
             Ok(read) => read,
             Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
             Err(err) => return Err(err),
         };
-        for lane in lanes.iter_mut() {
-            lane.update(&buffer[..read]);
-        }
+        sha256::update(&mut lanes, &buffer[..read]);
         length += read as u64;
         context.bytes.fetch_add(read as u64, Ordering::Relaxed);
     }
-}
-
-fn digest(state: Sha256) -> Digest {
-    Digest::from_bytes(state.finalize().into())
+    Ok(Some((length, lanes)))
 }

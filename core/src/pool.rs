@@ -1,20 +1,26 @@
 //! The threads that hash, and the order in which versions wait for them.
 
-use std::collections::BTreeMap;
+mod desk;
+
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::Problem;
 use crate::cache::HashCache;
 use crate::entry::Plan;
-use crate::hash::{self, Context, Outcome};
+use crate::hash::{self, Context, Crew, Outcome};
 use crate::progress::Gauges;
 use crate::tree::Tree;
+use desk::{Desk, Task};
+
+/// A job goes before the rest of a large file if it is this many times smaller. Hence jobs that
+/// interrupt each other are few: each is at most a quarter of the one below.
+const SMALLER: u64 = 4;
 
 /// The order of jobs, the least first: the newest version of every product before any older one,
 /// so that a cold tree becomes useful early; among equals the newest first.
@@ -53,10 +59,8 @@ impl std::fmt::Debug for Pool {
 }
 
 struct Shared {
-    queue: Mutex<BTreeMap<(Priority, u64), Job>>,
-    ready: Condvar,
+    desk: Desk,
     stop: AtomicBool,
-    sequence: AtomicU64,
     cache: HashCache,
 }
 
@@ -69,10 +73,8 @@ impl Pool {
     /// When a thread cannot be had.
     pub fn spawn(threads: NonZeroUsize, prepare: Option<fn()>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            ready: Condvar::new(),
+            desk: Desk::default(),
             stop: AtomicBool::new(false),
-            sequence: AtomicU64::new(0),
             cache: HashCache::default(),
         });
         let mut pool = Self { shared, threads: Vec::new() };
@@ -86,9 +88,7 @@ impl Pool {
 
     /// Hands in a job.
     pub fn submit(&self, priority: Priority, job: Job) {
-        let sequence = self.shared.sequence.fetch_add(1, Ordering::Relaxed);
-        self.shared.queue().insert((priority, sequence), job);
-        self.shared.ready.notify_one();
+        self.shared.desk.submit(priority, job);
     }
 
     /// The hashes known so far.
@@ -98,12 +98,8 @@ impl Pool {
 
     /// Makes all jobs end early; those that wait are told so.
     pub fn stop(&self) {
-        // Under the queue's lock, or a thread between its look at the flag and its wait would
-        // sleep through this.
-        let queue = self.shared.queue();
         self.shared.stop.store(true, Ordering::Relaxed);
-        drop(queue);
-        self.shared.ready.notify_all();
+        self.shared.desk.close();
     }
 }
 
@@ -117,46 +113,50 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, BTreeMap<(Priority, u64), Job>> {
-        // Each change is one insertion or removal: a panic leaves nothing half done.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next job, waiting for one; `None` when it is time to stop.
-    fn next(&self) -> Option<Job> {
-        let mut queue = self.queue();
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return None;
-            }
-            if let Some((_, job)) = queue.pop_first() {
-                return Some(job);
-            }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
 fn work(shared: &Shared, prepare: Option<fn()>) {
     yield_to_others();
     if let Some(prepare) = prepare {
         prepare();
     }
-    while let Some(job) = shared.next() {
-        let bytes = &job.gauges.bytes_hashed;
-        let context = Context { cache: &shared.cache, stop: &shared.stop, bytes };
-        // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
-        let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context);
-        let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
-            Outcome::Broken(Problem::new(
-                Path::new(&job.path),
-                "looking into its files made this software fail",
-                "report the message in the log, with the file",
-            ))
-        });
-        (job.done)(outcome);
+    let mut buffer = Vec::new();
+    while let Some(task) = shared.desk.next() {
+        match task {
+            Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer),
+            Task::Help(crew) => {
+                // A panic here is the owner's failure too, who reports it.
+                drop(catch_unwind(AssertUnwindSafe(|| crew.help(|| !shared.desk.has_jobs()))));
+            }
+        }
     }
+}
+
+fn carry_out(shared: &Shared, priority: &Priority, job: Job, buffer: &mut Vec<u8>) {
+    let between = |crew: &Crew| {
+        // What is small and should have come first does not wait for the rest of a large file,
+        // unless it is about to be taken by another thread.
+        while crew.is_alone()
+            && let Some((priority, job)) = shared.desk.next_before(priority, crew.left() / SMALLER)
+        {
+            carry_out(shared, &priority, job, &mut Vec::new());
+        }
+    };
+    let context = Context {
+        cache: &shared.cache,
+        stop: &shared.stop,
+        bytes: &job.gauges.bytes_hashed,
+        begins: &|crew| shared.desk.ask_for_help(crew),
+        between: &between,
+    };
+    // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
+    let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context, buffer);
+    let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
+        Outcome::Broken(Problem::new(
+            Path::new(&job.path),
+            "looking into its files made this software fail",
+            "report the message in the log, with the file",
+        ))
+    });
+    (job.done)(outcome);
 }
 
 /// Lets everything else on the machine go first.

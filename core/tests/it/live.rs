@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
@@ -534,6 +535,24 @@ fn an_attribute_change_does_no_harm() {
     assert_ne!(changed(&root), before);
     site.image("images/b/1/amd64/default/20240101", "later");
     index.wait("both", |images| images.versions() == 2);
+}
+
+/// One thread, and a file that keeps it busy for longer than this test would wait: what is small and
+/// newer is listed meanwhile.
+#[test]
+fn a_small_newer_version_does_not_wait_for_a_large_file() {
+    let site = Site::new();
+    let version = site.version(VERSION);
+    version.write("lxd.tar.xz", b"m");
+    let big = File::create(site.path(VERSION).join("rootfs.squashfs")).unwrap();
+    big.set_len(1 << 40).unwrap();
+    let index = site.open_with_threads(site.settings(), NonZeroUsize::MIN);
+    index.until("hashing began", |index| index.progress().bytes_hashed > 0);
+    site.image("images/b/1/amd64/default/20240102", "small");
+    index.wait("the small one", |images| images.versions() == 1);
+    site.image("images/b/1/amd64/default/20240103", "another");
+    index.wait("another one", |images| images.versions() == 2);
+    assert_eq!(index.progress().hashing, 1, "the large one is not done");
 }
 
 /// Dropping an index ends all of its threads, also in the middle of hashing.
