@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify;
 
+use crate::tree::is_passing;
 use crate::{Snapshot, SnapshotError, live};
 
 /// Where the current generation of one index is found, without locks; `None` before the first.
@@ -162,7 +163,7 @@ impl FollowedFile {
                     return self.swap_in(snapshot);
                 }
                 // Out of descriptors or memory: that passes, and what is announced does not.
-                Err(SnapshotError::Io { source, .. }) if passes(&source) => {
+                Err(SnapshotError::Io { source, .. }) if is_passing(&source) => {
                     return self.failed(&source);
                 }
                 Err(err) => {
@@ -204,13 +205,6 @@ impl FollowedFile {
         log::debug!("generation {} of \"{}\"", snapshot.generation(), self.snapshot.display());
         self.cell.store(Some(Arc::new(snapshot)));
     }
-}
-
-/// Whether an error is of this process and this moment.
-fn passes(err: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
-    err.raw_os_error().is_some_and(|code| passing.iter().any(|of| of.raw_os_error() == code))
 }
 
 /// The identity of the file, if there is one and it is not the one that was seen. A file that went

@@ -18,7 +18,7 @@ use crate::cache::HashCache;
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
-use crate::tree::{Stamp, Tree, join};
+use crate::tree::{Stamp, Tree, is_passing, join};
 use crate::unified::{self, Inside};
 use crate::{Digest, Problem, sums, whole};
 
@@ -169,7 +169,8 @@ fn look_inside(
 ///
 /// # Errors
 ///
-/// `Ok(None)` if it is not the file with `stamp` any more, an error if it went away.
+/// `Ok(None)` if it is not the file with `stamp` any more, or could not be read just now; an error if
+/// it went away.
 pub fn small_file(
     tree: &Tree,
     path: &str,
@@ -194,6 +195,7 @@ pub fn small_file(
     match read() {
         Ok(content) => Ok(content.map(Ok)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Err(err),
+        Err(err) if is_passing(&err) => Ok(None),
         Err(err) => Ok(Some(Err(unreadable(path, &err)))),
     }
 }
@@ -205,6 +207,8 @@ fn open(tree: &Tree, path: &str, stamp: &Stamp) -> Result<File, Failure> {
 fn failure(path: &str, err: &io::Error) -> Failure {
     match err.kind() {
         io::ErrorKind::NotFound => Failure::Changed,
+        // It says nothing about the file, and the next look tries again.
+        _ if is_passing(err) => Failure::Changed,
         _ => Failure::Broken(unreadable(path, err)),
     }
 }

@@ -14,6 +14,7 @@ mod report;
 mod saver;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -42,6 +43,9 @@ use report::Tally;
 /// How long after a result is void because a file changed without an event a new look is taken, at
 /// least.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How often the log says that this process is short of something, while it is.
+const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// How often the tree is looked at while there are no events.
 const UNWATCHED: Duration = Duration::from_secs(5);
@@ -101,6 +105,10 @@ pub(crate) struct Indexer {
     next_flush: Instant,
     /// There are no events at all.
     unwatched: bool,
+    /// A look failed for a reason that passes.
+    is_blind: bool,
+    /// When the log said last that a look had failed.
+    complained: Option<Instant>,
     publisher: Publisher,
     rehash: Rehash,
     hashing_log: HashingLog,
@@ -141,6 +149,8 @@ impl Indexer {
             next_rescan: None,
             next_flush: Instant::now(),
             unwatched: false,
+            is_blind: false,
+            complained: None,
             publisher,
             rehash,
             hashing_log: HashingLog::default(),
@@ -154,6 +164,15 @@ impl Indexer {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
         self.look_at_everything(false);
+        // What could not be looked at must not seem to be gone.
+        while std::mem::take(&mut self.is_blind) {
+            match events.recv_timeout(RETRY) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.look_at_everything(false);
+        }
         let pending = self.versions.iter().filter(|(path, version)| {
             let vouched = self.publisher.vouched(path);
             version.is_hashing() && vouched.is_some_and(|time| version.is_unchanged_since(time))
@@ -231,9 +250,8 @@ impl Indexer {
     fn look_where_needed(&mut self) {
         let now = Instant::now();
         let ticked = self.anchors.due(now);
-        if ticked && self.anchors.check(&self.tree) {
-            log::warn!("\"{}\" is another directory now", self.settings.root.display());
-            self.next_rescan = Some(now);
+        if ticked {
+            self.check_anchors();
         }
         if ticked && self.rehash.is_asked_for() {
             self.begin_rehash();
@@ -249,6 +267,14 @@ impl Indexer {
             self.look_at(&path);
         }
         self.writers.expire(now, self.settings.settle);
+    }
+
+    /// Finds out whether root and streams are still the same; if not, everything is due for a look.
+    fn check_anchors(&mut self) {
+        if self.anchors.check(&self.tree) {
+            log::warn!("\"{}\" is another directory now", self.settings.root.display());
+            self.next_rescan = Some(Instant::now());
+        }
     }
 
     /// Looks at one path, whatever it is by now.
@@ -337,6 +363,9 @@ impl Indexer {
                 watcher.add(tree, directory);
             }
         });
+        if let Some(err) = walk.cut_short {
+            return self.failed(path, &err);
+        }
         self.problems.retain(|(directory, problem)| {
             !is_below(directory, path)
                 && !problem.path.to_str().is_some_and(|about| is_below(about, path))
@@ -400,6 +429,9 @@ impl Indexer {
         if verdict.gone {
             return self.remove(path);
         }
+        if let Some(err) = &verdict.failed {
+            return self.failed(path, err);
+        }
         if verdict.unlisted {
             self.publisher.hurry();
         }
@@ -420,7 +452,25 @@ impl Indexer {
         }
     }
 
+    /// This process could not look at `path` just now, which says nothing about what is there: all of
+    /// it stays as it is until the next look.
+    fn failed(&mut self, path: &str, err: &io::Error) {
+        let now = Instant::now();
+        self.is_blind = true;
+        if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN) {
+            log::error!(
+                "cannot look at \"{}\" ({err}), trying again; what is listed stays",
+                self.tree.absolute(path).display()
+            );
+            self.complained = Some(now);
+        }
+        self.deadlines.insert((now + RETRY, path.to_owned()));
+    }
+
     fn remove(&mut self, path: &str) {
+        // It was not found; perhaps because the disk that it is on was unmounted a moment ago, of
+        // which no event may have told yet.
+        self.check_anchors();
         let stream = path.split('/').next().unwrap_or(path);
         if self.anchors.is_frozen(stream) {
             return;

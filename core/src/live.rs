@@ -11,9 +11,10 @@
 //! Where that does not work (the builder is gone, `/proc` is not mounted), readers copy the snapshot
 //! file into memory of their own.
 
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,8 +26,8 @@ use crate::memory::Memory;
 const SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
 
-/// Most bytes of the file: three numbers.
-const MAX_FILE: u64 = 64;
+/// Bytes of the file: three numbers, and blanks, so that it can be written over.
+const LENGTH: usize = 64;
 
 /// Path of the file that says where the current generation of the index `id` is.
 pub fn path(state_dir: &Path, id: &str) -> PathBuf {
@@ -74,9 +75,34 @@ impl Live {
     /// When the file cannot be written; readers then keep what they have.
     pub fn announce(&self, path: &Path, generation: u64) -> io::Result<()> {
         let (process, descriptor) = (std::process::id(), self.memory.as_raw_fd());
-        let text = format!("{process} {descriptor} {generation}\n");
-        crate::snapshot::replace(path, text.as_bytes(), false)
+        let mut text = format!("{process} {descriptor} {generation}\n");
+        text.push_str(&" ".repeat(LENGTH.saturating_sub(text.len())));
+        match crate::snapshot::replace(path, text.as_bytes(), false) {
+            Err(err) if is_full(&err) => overwrite(path, text.as_bytes()).map_err(|_| err),
+            replaced => replaced,
+        }
     }
+}
+
+/// Whether there is no room for another file.
+fn is_full(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes over the file at `path`, which has its room already; readers that see half of it find that
+/// it tells of nothing, and look again when it is renamed.
+fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    fs::rename(path, &beside)?;
+    let write = || {
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))?;
+        fs::OpenOptions::new().write(true).open(&beside)?.write_all(text)?;
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o400))
+    };
+    let written = write();
+    fs::rename(&beside, path)?;
+    written
 }
 
 /// The generation that the file at `path` tells of, whether or not it can still be had.
@@ -86,7 +112,7 @@ pub fn generation(path: &Path) -> Option<u64> {
 
 /// Process, descriptor and generation.
 fn announced(path: &Path) -> io::Result<Option<[u64; 3]>> {
-    let text = crate::snapshot::read_regular(path, MAX_FILE)?;
+    let text = crate::snapshot::read_regular(path, LENGTH as u64)?;
     let text = str::from_utf8(&text).unwrap_or_default();
     let numbers: Option<Vec<u64>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
     Ok(numbers.and_then(|numbers| numbers.try_into().ok()))
@@ -112,8 +138,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
     use rustix::fs::MemfdFlags;
-    use std::fs;
-    use std::io::{Read as _, Write as _};
+    use std::io::Read as _;
 
     #[test]
     fn what_is_announced_can_be_opened_and_not_changed() {

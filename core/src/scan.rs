@@ -15,7 +15,7 @@ use crate::name::{
     BadName, MAX_COMPONENTS, MIN_COMPONENTS, ProductName, check_path_component,
     check_product_component, is_version,
 };
-use crate::tree::{Entry, Stamp, Tree, join};
+use crate::tree::{Entry, Stamp, Tree, is_passing, join};
 
 /// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
 /// the bound keeps a directory with a million of them from filling the memory.
@@ -30,6 +30,8 @@ pub struct Walk {
     pub overrides: Vec<(String, FoundFile)>,
     /// What is wrong, each with the directory whose next walk finds it again.
     pub problems: Vec<(String, Problem)>,
+    /// Why parts of the tree could not be looked at just now: what was not found may be there.
+    pub cut_short: Option<io::Error>,
 }
 
 /// What [`files`] found in the directory of a version.
@@ -83,6 +85,10 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
         }
         Ok(_) => {}
         Err(err) if err.kind() == io::ErrorKind::NotFound => return walk,
+        Err(err) if is_passing(&err) => {
+            walk.cut_short = Some(err);
+            return walk;
+        }
         Err(err) => {
             walk.problems.push((stream.to_owned(), unreadable(stream, &err)));
             return walk;
@@ -205,7 +211,7 @@ impl Walker<'_> {
         let entries = match read_dir(self.tree, path) {
             Ok(entries) => entries,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return,
-            Err(err) => return self.problem(path, unreadable(path, &err)),
+            Err(err) => return self.unreadable(path, path, err),
         };
         let mut image = None;
         for (name, is_directory) in entries {
@@ -254,12 +260,21 @@ impl Walker<'_> {
                 Ok(Entry::Outside) => self.problem(path, outside(&below)),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => self.problem(path, unreadable(&below, &err)),
+                Err(err) => self.unreadable(path, &below, err),
             }
         }
         // A link such as `latest` to a version is a name for people too.
         if let Some(file) = image.filter(|_| !linked) {
             self.problem(path, misplaced(path, &file, product.len()));
+        }
+    }
+
+    /// `path`, which the walk of `directory` finds, cannot be looked at.
+    fn unreadable(&mut self, directory: &str, path: &str, err: io::Error) {
+        if is_passing(&err) {
+            self.found.cut_short = Some(err);
+        } else {
+            self.problem(directory, unreadable(path, &err));
         }
     }
 
@@ -322,6 +337,7 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             )),
             Ok(Entry::Directory { .. } | Entry::Special) => files.problems.push(irregular(&below)),
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) if is_passing(&err) => return Err(err),
             Err(err) => files.problems.push(unreadable(&below, &err)),
         }
     }

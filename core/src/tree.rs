@@ -111,7 +111,9 @@ impl Tree {
         }
         let target = match fs::canonicalize(&absolute) {
             Ok(target) => target,
-            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Err(err),
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied || is_passing(&err) => {
+                return Err(err);
+            }
             Err(_) => return Ok(Entry::Dangling),
         };
         if !target.starts_with(fs::canonicalize(&self.root)?) {
@@ -155,6 +157,14 @@ impl Tree {
         let meta = file.metadata()?;
         Ok((meta.is_file() && Stamp::of(&meta) == *stamp).then_some(file))
     }
+}
+
+/// Whether an error is of this process and this moment, out of descriptors or memory, and says nothing
+/// about what is on disk.
+pub fn is_passing(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    err.raw_os_error().is_some_and(|code| passing.iter().any(|of| of.raw_os_error() == code))
 }
 
 /// `directory/name`, or `name` where the directory is the root.

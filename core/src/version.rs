@@ -8,7 +8,7 @@ use crate::Problem;
 use crate::entry::{self, Entry, Incomplete, Plan};
 use crate::quiet::{Quiet, Writers};
 use crate::scan::{self, FoundFile, FoundVersion, unreadable};
-use crate::tree::{Stamp, Tree, join};
+use crate::tree::{Stamp, Tree, is_passing, join};
 
 /// A version and how far it has come.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub struct Verdict {
     pub unlisted: bool,
     /// The directory is gone.
     pub gone: bool,
+    /// There was no way to look just now; nothing was decided.
+    pub failed: Option<io::Error>,
     /// The files of overrides in it.
     pub overrides: Vec<FoundFile>,
 }
@@ -149,6 +151,9 @@ impl Version {
                         unlisted: self.listed.is_some(),
                         ..Verdict::default()
                     };
+                }
+                Err(err) if is_passing(&err) => {
+                    return Verdict { failed: Some(err), ..Verdict::default() };
                 }
                 Err(err) => {
                     let problem = unreadable(path, &err);

@@ -1,5 +1,15 @@
 //! What goes wrong outside of us: killed processes, a second nginx, broken trees, a slow disk.
 
+mod cache;
+mod killed;
+mod machine;
+mod observer;
+mod roots;
+mod state;
+mod upgrade;
+mod uploads;
+mod watching;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,6 +1,6 @@
 //! Mirrors: real sshd, real rsync, on loopback.
 
-mod sshd;
+pub(crate) mod sshd;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -69,15 +69,19 @@ impl Anchors {
         self.next = now + INTERVAL;
         let root = identity(tree.root());
         let mut changed = root != self.root;
+        // What is unmounted from the root leaves the directory that it was mounted on.
+        let replaced = changed && self.root.is_some();
         for (stream, before) in &mut self.streams {
             let path = tree.absolute(stream);
             let after = identity(&path);
             if after != *before {
                 changed = true;
-                // Where the root is still there and a stream is not, somebody removed it.
+                // Where the root is still the same and a stream is not there, somebody removed it.
                 let vanished = match (before.as_ref(), after.as_ref()) {
-                    (Some(_), None) => root.is_none(),
-                    (Some(before), Some(after)) => before.0 != after.0 && is_empty(&path),
+                    (Some(_), None) => replaced,
+                    (Some(before), Some(after)) => {
+                        (replaced || before.0 != after.0) && is_empty(&path)
+                    }
                     (None, _) => false,
                 };
                 if vanished {

@@ -126,6 +126,9 @@ pub(super) struct Publisher {
     dirty: bool,
     /// A version was unlisted, which does not wait for hashing.
     urgent: bool,
+    /// Readers have a generation that the process before us could not save any more: even the
+    /// documents that are known here are news to them.
+    is_behind: bool,
     /// What an earlier process published.
     inherited: Option<Inherited>,
     /// Versions that it listed, that did not change, and that are still being hashed: what it
@@ -156,6 +159,7 @@ impl Publisher {
             logged: BTreeSet::new(),
             dirty: true,
             urgent: false,
+            is_behind: false,
             inherited: None,
             pending: None,
             awaiting: None,
@@ -178,7 +182,8 @@ impl Publisher {
             Ok(snapshot) => {
                 // Workers that start from now on share it instead of copying the file. Unless it is
                 // older than what running ones have: the process before could not save that.
-                if served > snapshot.generation() {
+                self.is_behind = served > snapshot.generation();
+                if self.is_behind {
                     log::warn!("\"{}\" is older than what is served", files.snapshot.display());
                 } else if let Err(err) = Live::new(snapshot.encoded())
                     .and_then(|live| self.announce(live, snapshot.generation(), &files.live))
@@ -334,6 +339,7 @@ impl Publisher {
         self.retry = None;
         self.dirty = false;
         self.urgent = false;
+        self.is_behind = false;
         self.last = Instant::now();
         self.cost = start.elapsed();
         log::info!(
@@ -361,7 +367,10 @@ impl Publisher {
         self.documents.update(&self.catalog, overrides, &self.changed).map_err(failed)?;
         self.changed.clear();
         let tags = if nothing { Vec::new() } else { self.documents.tags() };
-        if self.lineage.generation() > 0 && self.lineage.serves(&tags) && problems == self.problems
+        if self.lineage.generation() > 0
+            && !self.is_behind
+            && self.lineage.serves(&tags)
+            && problems == self.problems
         {
             return Ok(false);
         }

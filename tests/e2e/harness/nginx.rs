@@ -43,6 +43,13 @@ fn free_port() -> u16 {
     socket.local_addr().expect("an address").port()
 }
 
+/// Where nginx is.
+fn program() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).map(|place| place.join("nginx"));
+    places.chain(["/usr/sbin/nginx".into()]).find(|place| place.is_file()).expect("nginx")
+}
+
 impl Dir {
     fn error_log(&self) -> PathBuf {
         self.path().join("error.log")
@@ -73,7 +80,8 @@ impl Dir {
     }
 
     fn nginx(&self) -> Command {
-        let mut command = Command::new("nginx");
+        // By its whole path, which a binary upgrade starts once more.
+        let mut command = Command::new(program());
         command.arg("-p").arg(self.path()).arg("-e").arg(self.error_log());
         command.arg("-c").arg(self.path().join("nginx.conf")).stdin(Stdio::null());
         command
@@ -99,6 +107,18 @@ impl Dir {
     /// Starts nginx with this configuration and waits until it accepts connections.
     #[track_caller]
     pub(crate) fn start(&self, conf: &str) -> Nginx<'_> {
+        self.start_by(&[], conf, |_| {})
+    }
+
+    /// The same, by a program that runs what follows its own arguments in its place; `meanwhile` is
+    /// told which process that is.
+    #[track_caller]
+    pub(crate) fn start_by(
+        &self,
+        program: &[&str],
+        conf: &str,
+        meanwhile: impl FnOnce(Process),
+    ) -> Nginx<'_> {
         let port = free_port();
         self.write_conf(conf, port);
         // nginx's default is one.
@@ -107,12 +127,22 @@ impl Dir {
             number.parse().expect("a number of workers")
         });
         let output = fs::File::create(self.path().join("output")).expect("output");
-        let child = self
-            .nginx()
+        let nginx = self.nginx();
+        let mut command = match program {
+            [] => nginx,
+            [program, args @ ..] => {
+                let mut command = Command::new(program);
+                command.args(args).arg(nginx.get_program()).args(nginx.get_args());
+                command
+            }
+        };
+        let child = command
+            .stdin(Stdio::null())
             .stdout(output.try_clone().expect("output"))
             .stderr(output)
             .spawn()
             .expect("nginx runs");
+        meanwhile(Process(child.id().try_into().expect("a process id")));
         let mut nginx = Nginx {
             dir: self,
             child,
@@ -127,6 +157,16 @@ impl Dir {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
         nginx
+    }
+
+    /// Starts nginx as a daemon, which the test has to end, and gives its port.
+    #[track_caller]
+    pub(crate) fn start_daemon(&self, conf: &str) -> u16 {
+        let port = free_port();
+        self.write_conf(conf, port);
+        let output = self.nginx().output().expect("nginx runs");
+        assert!(output.status.success(), "{output:?}");
+        port
     }
 
     fn write_conf(&self, conf: &str, port: u16) {
@@ -235,6 +275,12 @@ impl Nginx<'_> {
     /// Puts another configuration in place, for a reload that the test triggers by itself.
     pub(crate) fn write_conf(&self, conf: &str) {
         self.dir.write_conf(conf, self.port);
+    }
+
+    /// Its test killed it: there is no good end to look for.
+    pub(crate) fn was_killed(&mut self) {
+        self.finished = true;
+        until("nginx is gone", || self.child.try_wait().expect("own child"));
     }
 
     /// Lets nginx quit, and looks through its error log.

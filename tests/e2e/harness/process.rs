@@ -69,13 +69,26 @@ impl Process {
 
     /// How many directories and files it watches by inotify.
     pub(crate) fn watches(self) -> usize {
-        fs::read_dir(format!("/proc/{}/fdinfo", self.0))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|info| fs::read_to_string(info.path()).ok())
-            .map(|info| info.lines().filter(|line| line.starts_with("inotify wd:")).count())
-            .sum()
+        self.watched().len()
+    }
+
+    /// Inodes of the directories and files that it watches by inotify.
+    pub(crate) fn watched(self) -> Vec<u64> {
+        let infos =
+            fs::read_dir(format!("/proc/{}/fdinfo", self.0)).into_iter().flatten().flatten();
+        let infos = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
+        let inode = |line: &str| {
+            let (_, inode) = line.strip_prefix("inotify wd:")?.split_once(" ino:")?;
+            u64::from_str_radix(inode.split(' ').next()?, 16).ok()
+        };
+        infos.flat_map(|info| info.lines().filter_map(inode).collect::<Vec<_>>()).collect()
+    }
+
+    /// Bytes that it has read, from wherever.
+    pub(crate) fn bytes_read(self) -> u64 {
+        let io = self.file("io").expect("a live process");
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+        line.and_then(|bytes| bytes.parse().ok()).expect("a number of bytes")
     }
 
     /// Every thread but the first.

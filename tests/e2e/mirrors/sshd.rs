@@ -51,7 +51,8 @@ impl Sshd {
         let text = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nUsePAM no\n\
              StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PermitRootLogin prohibit-password\nAuthorizedKeysFile {}\nMaxStartups 100\n",
+             PermitRootLogin prohibit-password\nAuthorizedKeysFile {}\nMaxStartups 100\n\
+             Subsystem sftp internal-sftp\n",
             host_key.display(),
             path("authorized_keys").display(),
         );
