@@ -34,6 +34,7 @@ mod map;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -225,6 +226,8 @@ pub struct Rendered {
 /// One generation of an index.
 pub struct Snapshot {
     backing: Backing,
+    /// What is mapped, where readers have it from another process.
+    memory: Option<fs::File>,
     head: Head,
 }
 
@@ -272,7 +275,9 @@ impl Snapshot {
     pub(crate) fn open_live(path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
         let memory = crate::live::open(path).map_err(io)?;
-        Self::map(&memory, path)?.of_its_name(path)
+        let mut snapshot = Self::map(&memory, path)?.of_its_name(path)?;
+        snapshot.memory = Some(memory);
+        Ok(snapshot)
     }
 
     /// Maps a generation in sealed memory of this process.
@@ -343,7 +348,7 @@ impl Snapshot {
         if spans.iter().any(|span| span.get(body).is_none()) {
             return Err(damaged("a document lies outside of it"));
         }
-        Ok(Self { head, backing })
+        Ok(Self { head, backing, memory: None })
     }
 
     /// Number of this generation; every published one has a higher number than the last.
@@ -432,6 +437,16 @@ impl Snapshot {
     /// milliseconds since the epoch.
     pub fn problems_json(&self) -> &[u8] {
         self.head.problems.get(self.body()).unwrap_or(b"[]")
+    }
+
+    /// The file that `bytes` of this snapshot are in, and at which offset, for `sendfile(2)`. None for
+    /// one that was copied. The descriptor is open as long as the snapshot lives, and what it refers to
+    /// is sealed, so it never changes.
+    pub fn file_of(&self, bytes: &[u8]) -> Option<(BorrowedFd<'_>, u64)> {
+        let (memory, whole) = (self.memory.as_ref()?, self.encoded());
+        let offset = bytes.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
+        let within = offset.checked_add(bytes.len())? <= whole.len();
+        within.then_some((memory.as_fd(), u64::try_from(offset).ok()?))
     }
 
     /// The whole of it, as it was encoded.

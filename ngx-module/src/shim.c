@@ -90,10 +90,15 @@ ngx_http_simplestreams_error_pages(ngx_http_request_t *r)
 /*
  * Of this request alone, since the range filter edits it; read-only to nginx, which copies before
  * it changes. A buffer without data must say what it is for, or nginx takes it for a mistake.
+ *
+ * With a descriptor, the same bytes are in that file too: nginx then sends them with sendfile(2) where
+ * "sendfile" is on and the connection is not encrypted by OpenSSL, and from memory elsewhere. Its name
+ * is for nginx's error messages only.
  */
 
 ngx_buf_t *
-ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len)
+ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len,
+    ngx_fd_t fd, off_t offset)
 {
     ngx_buf_t  *b;
 
@@ -108,6 +113,21 @@ ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len)
         b->last = data + len;
         b->end = b->last;
         b->memory = 1;
+
+        if (fd != NGX_INVALID_FILE) {
+            b->file = ngx_pcalloc(r->pool, sizeof(ngx_file_t));
+            if (b->file == NULL) {
+                return NULL;
+            }
+
+            b->file->fd = fd;
+            ngx_str_set(&b->file->name, "simplestreams snapshot");
+            b->file->log = r->connection->log;
+
+            b->in_file = 1;
+            b->file_pos = offset;
+            b->file_last = offset + (off_t) len;
+        }
 
     } else {
         b->sync = (r == r->main) ? 0 : 1;

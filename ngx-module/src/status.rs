@@ -39,6 +39,7 @@ fn answer(
     let bytes = request.keep(bytes)?;
     request.send(&Body {
         bytes,
+        file: None,
         etag: None,
         last_modified: None,
         content_type,

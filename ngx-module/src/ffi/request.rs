@@ -1,7 +1,8 @@
 //! A request, and the answer to it.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::marker::PhantomData;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::null_mut;
 
 use nginx_sys::{
@@ -17,6 +18,9 @@ use crate::handler::Answer;
 
 /// What a handler returns to nginx: one of nginx's codes, or an HTTP status.
 pub(crate) type Status = ngx_int_t;
+
+/// nginx's `NGX_INVALID_FILE`.
+const NO_FILE: c_int = -1;
 
 const NO_MEMORY: Status = NGX_HTTP_INTERNAL_SERVER_ERROR as Status;
 
@@ -39,6 +43,8 @@ pub(crate) struct Outcome {
 /// A body in memory and what describes it. Everything lives as long as the request's pool.
 pub(crate) struct Body<'r> {
     pub(crate) bytes: &'r [u8],
+    /// A file that the bytes are in too, and at which offset, if they are better sent from there.
+    pub(crate) file: Option<(BorrowedFd<'r>, u64)>,
     /// Quotes included. Without it there are no ranges either.
     pub(crate) etag: Option<&'r str>,
     /// Seconds since the epoch.
@@ -238,9 +244,12 @@ impl<'r> Request<'r> {
         };
         // Whatever needs memory comes before the header: afterwards no error can be told.
         let (data, length) = (body.bytes.as_ptr().cast_mut(), body.bytes.len());
-        // SAFETY: the request is valid; nginx does not write to such a buffer, and the bytes live as
-        // long as the pool.
-        let buffer = unsafe { shim::ngx_http_simplestreams_buffer(self.raw, data, length) };
+        let in_file = body.file.and_then(|(fd, at)| Some((fd.as_raw_fd(), at.try_into().ok()?)));
+        let (fd, offset) = in_file.unwrap_or((NO_FILE, 0));
+        // SAFETY: the request is valid; nginx does not write to such a buffer, and the bytes and the
+        // descriptor live as long as the pool.
+        let buffer =
+            unsafe { shim::ngx_http_simplestreams_buffer(self.raw, data, length, fd, offset) };
         if buffer.is_null() {
             return Err(NO_MEMORY);
         }

@@ -1,8 +1,10 @@
 //! The functions of `shim.c`, which says why they are in C.
 
+use std::ffi::c_int;
+
 use nginx_sys::{
     ngx_buf_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
-    ngx_variable_value_t,
+    ngx_variable_value_t, off_t,
 };
 
 unsafe extern "C" {
@@ -17,6 +19,8 @@ unsafe extern "C" {
         r: *mut ngx_http_request_t,
         data: *mut u8,
         len: usize,
+        fd: c_int,
+        offset: off_t,
     ) -> *mut ngx_buf_t;
     pub(super) fn ngx_http_simplestreams_unnamed(
         clcf: *const ngx_http_core_loc_conf_t,
