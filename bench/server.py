@@ -51,7 +51,8 @@ def certificate(directory):
     crt, key = Path(directory) / "nginx.crt", Path(directory) / "nginx.key"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-days", "30", "-keyout", key, "-out", crt, "-subj", "/CN=localhost"],
+         "-days", "30", "-keyout", key, "-out", crt, "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
         check=True, capture_output=True)
     return crt, key
 

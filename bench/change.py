@@ -1,0 +1,116 @@
+"""One version more at 40,000: how long until it is published, and that its bytes are a full render's;
+a restart with nothing changed; and the memory that all of it takes.
+
+"Published" is when the builder announces the generation to the workers. The full render is the
+command's `update` of the same tree, which hashes everything too; its bytes must be the same.
+"""
+
+import os
+import statistics
+import time
+
+import process
+import rivals
+import trees
+from report import mebibytes, seconds
+from server import Nginx, free_port
+
+VERSIONS, SIZE, CHANGES = 40000, 1024, 20
+MIB = 1 << 20
+
+
+def live(state):
+    """When the last generation was announced, if any was."""
+    files = list(state.glob("*.live"))
+    return max((file.stat().st_mtime_ns for file in files), default=None)
+
+
+def worker_memory(directory, name, body, module):
+    with Nginx(directory / name, body, module=module) as nginx:
+        worker = nginx.wait_for(lambda: nginx.family("worker process"))[0]
+        time.sleep(0.5)
+        return process.memory(worker)[0]
+
+
+def run(work, report):
+    directory = work.fresh("change")
+    tree = trees.make(directory / "tree", VERSIONS, SIZE)
+    time.sleep(2.5)
+    port = free_port()
+    listen = f"listen 127.0.0.1:{port};"
+    body = f"    server {{ {listen} simplestreams {tree}; }}\n"
+    state = directory / "nginx/simplestreams"
+    body = f"    simplestreams_state_path {state};\n" + body
+    times = []
+
+    def count(nginx):
+        document = nginx.fetch(port, "/streams/v1/images.json") or b""
+        return document.count(b'"release_title"')
+
+    with Nginx(directory / "nginx", body) as nginx:
+        nginx.wait_for(lambda: count(nginx) == VERSIONS)
+        [worker], [builder] = nginx.family("worker process"), nginx.family("cache manager process")
+        for number in range(CHANGES):
+            before = live(state)
+            trees.add_version(tree / f"images/{trees.product(number * 997)}/20250101_{number:04}", SIZE)
+            closed = time.monotonic()
+            while live(state) == before:
+                if time.monotonic() > closed + 30:
+                    raise SystemExit("not published after 30 s")
+                time.sleep(0.0002)
+            times.append(time.monotonic() - closed)
+        time.sleep(1)
+        served = nginx.fetch(port, "/streams/v1/images.json")
+        private, shared = process.memory(worker)
+        peak = process.peak(builder)
+    plain = worker_memory(directory, "without",
+                          f"    server {{ {listen} root {tree}; }}\n", module=False)
+    config = rivals.our_config(directory)
+    streams = rivals.prepared(tree)
+    full = process.take([*rivals.our_update(tree, config), "--threads", os.cpu_count()])
+    same = (streams / "images.json").read_bytes() == served
+    if not same:
+        report.missed.append("bytes after changes are not those of a full render")
+    rows = [
+        ["event to published, median", seconds(statistics.median(times)),
+         report.verdict("one version added, median in ms", statistics.median(times) * 1e3, 50)],
+        ["event to published, longest", seconds(max(times)), ""],
+        ["full render with hashing (update)", seconds(full.wall), ""],
+        ["bytes are a full render's", "yes" if same else "**no**", ""],
+        ["worker, private memory", mebibytes(private), ""],
+        ["worker of an nginx without the module", mebibytes(plain), ""],
+        ["what the module adds to a worker", mebibytes(private - plain),
+         report.verdict("worker, private MiB more", (private - plain) / MIB, 2)],
+        ["worker, shared memory", mebibytes(shared), ""],
+        ["builder, peak", mebibytes(peak), report.verdict("builder, peak MiB", peak / MIB, 150)],
+        *restart(directory, body, port, tree, state, count, report),
+    ]
+    report.title(f"One version more at {VERSIONS}, restart, memory", __doc__.strip())
+    report.table(["what", "measured", ""], rows)
+
+
+def restart(directory, body, port, tree, state, count, report):
+    """Rows of a start with nothing hashed: first answer, and when what is on disk is known.
+
+    A version that came while nginx was stopped tells when the whole tree has been looked at.
+    """
+    versions = f"images/{trees.product(1)}"
+    trees.add_version(tree / versions / "20250102_0000", SIZE)
+    time.sleep(2.5)
+    begun = time.monotonic()
+    with Nginx(directory / "nginx", body) as nginx:
+        before = live(state)
+        while nginx.fetch(port, "/streams/v1/index.json") is None:
+            time.sleep(0.0005)
+        first = time.monotonic() - begun
+        nginx.wait_for(lambda: b"20250102_0000" in (nginx.fetch(port, "/streams/v1/images.json") or b""))
+        current = time.monotonic() - begun
+        [builder] = nginx.family("cache manager process")
+        read = int(open(f"/proc/{builder}/io").readline().split()[1])
+    return [
+        ["start of nginx to first answer", seconds(first),
+         report.verdict("first answer in ms", first * 1e3, 50)],
+        ["start of nginx until all is current", seconds(current),
+         report.verdict("warm start in s", current, 1)],
+        ["bytes that the builder read since its start", mebibytes(read), ""],
+    ]

@@ -1,0 +1,76 @@
+"""`image list` of real clients on 3,000 products: our index against the Python tool's, by alias setting.
+
+Each run has a configuration directory of its own, so that no cache of an earlier one answers. Both
+indexes are served by the same nginx over TLS 1.3.
+"""
+
+import os
+import shutil
+import statistics
+import time
+
+import load
+import process
+import rivals
+from report import seconds, spread
+from server import Nginx, certificate, free_port
+
+VERSIONS, SIZE, ROUNDS, TARGET = 3000, 65536, 3, 1.1
+ALIASES = ["path", "off", "short", "name", "short path name"]
+CLIENTS = {"lxc": "LXD_CONF", "incus": "INCUS_CONF"}
+
+
+def listing(client, directory, certificate_path, port):
+    """What `image list` takes in a fresh configuration."""
+    conf = directory / "conf"
+    shutil.rmtree(conf, ignore_errors=True)
+    (conf / "servercerts").mkdir(parents=True)
+    shutil.copy(certificate_path, conf / "servercerts/bench.crt")
+    environment = {**os.environ, CLIENTS[client]: str(conf), "HOME": str(conf)}
+    process.take([client, "remote", "add", "bench", f"https://127.0.0.1:{port}",
+                  "--protocol=simplestreams"], env=environment)
+    return process.take([client, "image", "list", "bench:", "--format", "csv"], env=environment).wall
+
+
+def run(work, report):
+    directory = work.fresh("clients")
+    tree = work.make_tree(VERSIONS, SIZE)
+    tool = rivals.python_tool()
+    crt, key = certificate(directory)
+    ports, http = {}, f"    ssl_protocols TLSv1.3; ssl_certificate {crt}; ssl_certificate_key {key};\n"
+    for aliases in ALIASES:
+        ports[aliases] = free_port()
+        http += (f"    server {{ listen 127.0.0.1:{ports[aliases]} ssl; simplestreams {tree}; "
+                 f"simplestreams_aliases {aliases}; }}\n")
+    if tool:
+        ports["Python tool"] = free_port()
+        streams = rivals.prepared(tree)
+        process.take(rivals.python_update(tool, tree))
+        shutil.move(streams.parent, directory / "streams")
+        http += (f"    server {{ listen 127.0.0.1:{ports['Python tool']} ssl; "
+                 f"root {directory}; }}\n")
+    plain = free_port()
+    checks = "".join(f"    server {{ listen 127.0.0.1:{plain}; server_name a{i}; simplestreams {tree}; "
+                     f"simplestreams_aliases {a}; }}\n" for i, a in enumerate(ALIASES[:1]))
+    rows = []
+    with Nginx(directory / "nginx", http + checks) as nginx:
+        nginx.wait_for(lambda: (nginx.fetch(plain, "/streams/v1/images.json") or b"")
+                       .count(b'"release_title"') == VERSIONS)
+        time.sleep(5)  # The other four indexes are of the same hashes.
+        for client in CLIENTS:
+            if not shutil.which(client):
+                continue
+            taken = {name: [] for name in ports}
+            for _ in range(ROUNDS):
+                for name, port in ports.items():
+                    taken[name].append(listing(client, directory, crt, port))
+            theirs = taken.get("Python tool")
+            for name, times in taken.items():
+                ratio = load.ratios(times, theirs) if theirs else None
+                told = (report.verdict(f"{client} image list, aliases path", ratio[0], TARGET)
+                        if ratio and name == "path" else "")
+                rows.append([client, name, seconds(statistics.median(times)),
+                             spread(*ratio) if ratio else "-", told])
+    report.title(f"Clients on {VERSIONS} products: at most {TARGET} × with aliases \"path\"",
+                 __doc__.strip())
+    report.table(["client", "index", "image list", "to the Python tool's", ""], rows)

@@ -1,0 +1,57 @@
+"""Serving while 1 GiB is hashed by two threads, against serving with nothing to hash.
+
+In turns: one load with the builder idle, one after a byte of a large root was changed. How much the
+builder worked meanwhile is shown; its threads have the lowest priority and take what is left.
+"""
+
+import os
+import statistics
+import time
+
+import load
+import trees
+from report import seconds, spread
+from server import Nginx, free_port
+
+SIZE, ROUNDS, TARGET = 1 << 30, 5, 1.3
+
+
+def run(work, report):
+    directory = work.fresh("hashing")
+    tree = trees.make(directory / "tree", 12, 65536)
+    for number in range(2):
+        trees.add_version(tree / f"images/large/{number}/amd64/default/20250101_00:00", SIZE)
+    time.sleep(2.5)
+    port = free_port()
+    threads = os.cpu_count()
+    body = (f"    simplestreams_threads {threads};\n"
+            f"    server {{ listen 127.0.0.1:{port}; simplestreams {tree}; }}\n")
+    cpus = work.cpus()
+    main = f"worker_cpu_affinity {cpus.nginx_mask};" if cpus else ""
+    roots = sorted(tree.glob("images/large/**/rootfs.squashfs"))
+    url = f"http://127.0.0.1:{port}/streams/v1/images.json"
+    idle, busy, worked = load.Side("idle", url), load.Side("hashing", url), []
+    with Nginx(directory / "nginx", body, main=main) as nginx:
+
+        def whole():
+            return (nginx.fetch(port, "/streams/v1/images.json") or b"").count(b"release_title") == 14
+
+        nginx.wait_for(whole)
+        [worker], [builder] = nginx.family("worker process"), nginx.family("cache manager process")
+        for _ in range(ROUNDS):
+            nginx.wait_for(whole)
+            idle.measure(worker, 2, 16, False, cpus and cpus.load)
+            for root in roots:
+                with open(root, "r+b") as file:
+                    file.seek(SIZE - 1)
+                    file.write(os.urandom(1))
+            before = load.cpu_seconds(builder)
+            busy.measure(worker, 2, 16, False, cpus and cpus.load)
+            worked.append(load.cpu_seconds(builder) - before)
+        nginx.wait_for(whole)
+    p99, rate = load.ratios(busy.p99, idle.p99), load.ratios(busy.rate, idle.rate)
+    report.title(f"Serving while hashing: p99 at most {TARGET} × of idle", __doc__.strip())
+    report.table(["p99 idle", "p99 hashing", "ratio", "requests/s ratio", "builder's CPU in 2 s", ""], [[
+        seconds(statistics.median(idle.p99)), seconds(statistics.median(busy.p99)), spread(*p99),
+        spread(*rate), seconds(statistics.median(worked)),
+        report.verdict("p99 while hashing", p99[0], TARGET)]])
