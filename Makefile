@@ -11,7 +11,7 @@ export PATH := $(PATH):$(TOOLS)/bin
 DENY := cargo-deny --locked --workspace
 DENY_CHECK := check --hide-inclusion-graph
 
-.PHONY: help run test check module deny advisories sbom reproducible addon deb image pristine headers \
+.PHONY: help run test check module deny advisories sbom reproducible addon deb image bench pristine headers \
     soak valgrind asan fuzz nginx-tests clean
 .DEFAULT_GOAL := help
 
@@ -104,6 +104,12 @@ image: ## build and test a container image and an LXD/Incus image, in target/ima
 
 pristine: ## try README's two commands in a clean Debian 12 (as root)
 	@packaging/pristine.sh $(PORT)
+
+bench: ## measure against the best rivals, in minutes; ONLY="serving change" for parts (as root)
+	@packaging/deps.sh build test bench
+	@$(MAKE) --no-print-directory module
+	$(CARGO) build --release
+	@python3 bench/run.py $(ONLY)
 
 headers:
 	@packaging/deps.sh build

@@ -16,6 +16,7 @@ from report import mebibytes, seconds
 from server import Nginx, free_port
 
 VERSIONS, SIZE, CHANGES = 40000, 1024, 20
+PAUSE = 0.1
 MIB = 1 << 20
 
 
@@ -52,7 +53,8 @@ def run(work, report):
         [worker], [builder] = nginx.family("worker process"), nginx.family("cache manager process")
         for number in range(CHANGES):
             before = live(state)
-            trees.add_version(tree / f"images/{trees.product(number * 997)}/20250101_{number:04}", SIZE)
+            version = tree / f"images/{trees.product(number * 997)}/20250101_{number:04}"
+            trees.add_version(version, SIZE, pause=PAUSE)
             closed = time.monotonic()
             while live(state) == before:
                 if time.monotonic() > closed + 30:

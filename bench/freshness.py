@@ -19,6 +19,7 @@ from server import Nginx, free_port
 
 VERSIONS, SIZE = 3000, 65536
 CHANGES, WATCH_CHANGES, PYTHON_CHANGES = 100, 30, 3
+PAUSE = 0.1
 P50, P99 = 0.020, 0.060
 
 
@@ -63,7 +64,8 @@ def by_module(work, tree, directory):
         before_all = listed()
         for number in range(CHANGES):
             before, _ = tag(kept[0])
-            trees.add_version(tree / f"images/{trees.product(number)}/20250101_{number:04}", SIZE)
+            version = tree / f"images/{trees.product(number)}/20250101_{number:04}"
+            trees.add_version(version, SIZE, pause=PAUSE)
             closed = time.monotonic()
             waiting = list(kept)
             while waiting:
@@ -88,7 +90,8 @@ def by_watch(command, tree, changes, mark, patience, config=None):
         settle(document, 20)
         for number in range(changes):
             before = document.stat().st_mtime_ns
-            trees.add_version(tree / f"images/{trees.product(number)}/{mark}_{number:04}", SIZE)
+            version = tree / f"images/{trees.product(number)}/{mark}_{number:04}"
+            trees.add_version(version, SIZE, pause=PAUSE)
             closed = time.monotonic()
             name = f"{mark}_{number:04}".encode()
             while True:

@@ -31,15 +31,18 @@ def take(command, **options):
 
 
 def memory(pid):
-    """(private, shared) bytes resident of a process, from smaps_rollup."""
+    """(of its own, shared) bytes resident of a process.
+
+    Its own is anonymous memory, in which pages that it has in common with its parent count by their
+    share. Mapped sealed memory counts as shared, even while nobody else has it mapped.
+    """
     sums = {}
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             name, _, rest = line.partition(":")
             if rest.strip().endswith("kB"):
                 sums[name] = int(rest.split()[0]) * 1024
-    return (sums["Private_Clean"] + sums["Private_Dirty"],
-            sums["Shared_Clean"] + sums["Shared_Dirty"])
+    return sums["Pss_Anon"], sums["Rss"] - sums["Anonymous"]
 
 
 def peak(pid):

@@ -7,6 +7,7 @@ file is whole are made and passed. What follows are random bytes, of which no tw
 import os
 import shutil
 import struct
+import time
 from pathlib import Path
 
 ARCHES = ["amd64", "arm64", "armhf", "ppc64el", "s390x"]
@@ -28,10 +29,15 @@ def product(number):
     return f"os{number // RELEASES:03}/release{number % RELEASES:02}/{arch}/{variant}"
 
 
-def add_version(directory, root_size):
-    """One version with a metadata tarball and a root of `root_size` bytes; the root is closed last."""
+def add_version(directory, root_size, pause=0):
+    """One version with a metadata tarball and a root of `root_size` bytes; the root is closed last.
+
+    `pause` is how many seconds pass before the first file. Uploads take a moment; files that are
+    complete before anybody could watch their new directory are another case, that of the settle time.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True)
+    time.sleep(pause)
     # Neither xz nor anything else that is checked; clients would refuse it, an index does not.
     (directory / "lxd.tar.xz").write_bytes(os.urandom(600))
     with open(directory / "rootfs.squashfs", "wb", buffering=0) as file:

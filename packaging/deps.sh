@@ -5,6 +5,7 @@
 #   deps.sh run          what the demonstration needs beside it
 #   deps.sh test         what the tests need beside both: the real clients and their daemons
 #   deps.sh proof        what the long proofs need beside those: make soak, valgrind, nginx-tests
+#   deps.sh bench        what is measured with, and rivals, beside build and test
 #   deps.sh package      what packages and images are made and tried with
 #
 # Several groups may be given. When everything is there, nothing but dpkg's list is read: no network,
@@ -21,6 +22,7 @@ test=(bindfs incus-base incus-client jq lxd lxd-client openssh-server python3-ve
 # nginx's own tests load every module that this nginx was built to load.
 proof=(libnginx-mod-{http-{geoip,image-filter,perl,xslt-filter},mail,stream,stream-geoip}
     libcryptx-perl libfcgi-perl libio-socket-ssl-perl perl valgrind wrk)
+bench=(apache2-utils curl incus-extra openssl util-linux wrk)
 package=(buildah busybox-static debian-archive-keyring mmdebstrap podman runc squashfs-tools xz-utils)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
@@ -35,6 +37,7 @@ for group in "$@"; do
         run) wanted+=("${run[@]}") ;;
         test) wanted+=("${test[@]}") ;;
         proof) wanted+=("${proof[@]}") ;;
+        bench) wanted+=("${bench[@]}") ;;
         package) wanted+=("${package[@]}") ;;
         *) echo "usage: $0 {build|run|test|proof|package}..." >&2 && exit 2 ;;
     esac
@@ -76,7 +79,7 @@ candidate() {
     apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
 }
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-if [[ " ${missing[*]} " == *" incus-base "* && $codename = bookworm ]]; then
+if [[ " ${missing[*]} " == *" incus-"* && $codename = bookworm ]]; then
     if ! candidate incus-base; then
         site=$("$(dirname "$(realpath "$0")")/debian-site.sh")
         keyring=/usr/share/keyrings/debian-archive-keyring.gpg

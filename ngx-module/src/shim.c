@@ -88,17 +88,12 @@ ngx_http_simplestreams_error_pages(ngx_http_request_t *r)
 
 
 /*
- * Of this request alone, since the range filter edits it; read-only to nginx, which copies before
- * it changes. A buffer without data must say what it is for, or nginx takes it for a mistake.
- *
- * With a descriptor, the same bytes are in that file too: nginx then sends them with sendfile(2) where
- * "sendfile" is on and the connection is not encrypted by OpenSSL, and from memory elsewhere. Its name
- * is for nginx's error messages only.
+ * A buffer of this request alone, since the range filter edits it; read-only to nginx, which copies
+ * before it changes. One without data must say what it is for, or nginx takes it for a mistake.
  */
 
-ngx_buf_t *
-ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len,
-    ngx_fd_t fd, off_t offset)
+static ngx_buf_t *
+ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len)
 {
     ngx_buf_t  *b;
 
@@ -114,29 +109,87 @@ ngx_http_simplestreams_buffer(ngx_http_request_t *r, u_char *data, size_t len,
         b->end = b->last;
         b->memory = 1;
 
-        if (fd != NGX_INVALID_FILE) {
-            b->file = ngx_pcalloc(r->pool, sizeof(ngx_file_t));
-            if (b->file == NULL) {
-                return NULL;
-            }
-
-            b->file->fd = fd;
-            ngx_str_set(&b->file->name, "simplestreams snapshot");
-            b->file->log = r->connection->log;
-
-            b->in_file = 1;
-            b->file_pos = offset;
-            b->file_last = offset + (off_t) len;
-        }
-
     } else {
         b->sync = (r == r->main) ? 0 : 1;
+    }
+
+    return b;
+}
+
+
+/*
+ * The body. With a descriptor, the same bytes are in that file too: nginx then sends them with
+ * sendfile(2) where "sendfile" is on and the connection is not encrypted by OpenSSL, and from memory
+ * elsewhere.
+ *
+ * What comes before the file's next page goes from memory, together with the header: a piece of a
+ * page at the beginning makes the last segment a small one too, and that would wait for the client's
+ * delayed acknowledgement where "tcp_nopush" is on. A range can be anywhere, and nginx makes several
+ * of one buffer only, so requests for ranges are answered from memory.
+ */
+
+ngx_chain_t *
+ngx_http_simplestreams_body(ngx_http_request_t *r, u_char *data, size_t len,
+    ngx_fd_t fd, off_t offset)
+{
+    size_t        head;
+    ngx_buf_t    *b;
+    ngx_chain_t  *out, **last, *cl;
+
+    head = len;
+
+    if (fd != NGX_INVALID_FILE && r->headers_in.range == NULL) {
+        head = (ngx_pagesize - (size_t) offset % ngx_pagesize) % ngx_pagesize;
+        head = ngx_min(head, len);
+    }
+
+    out = NULL;
+    last = &out;
+    b = NULL;
+
+    if (head || len == 0) {
+        b = ngx_http_simplestreams_buffer(r, data, head);
+        cl = ngx_alloc_chain_link(r->pool);
+        if (b == NULL || cl == NULL) {
+            return NULL;
+        }
+
+        cl->buf = b;
+        cl->next = NULL;
+        *last = cl;
+        last = &cl->next;
+    }
+
+    if (head < len) {
+        b = ngx_http_simplestreams_buffer(r, data + head, len - head);
+        cl = ngx_alloc_chain_link(r->pool);
+        if (b == NULL || cl == NULL) {
+            return NULL;
+        }
+
+        b->file = ngx_pcalloc(r->pool, sizeof(ngx_file_t));
+        if (b->file == NULL) {
+            return NULL;
+        }
+
+        /* The name is for nginx's error messages alone. */
+        b->file->fd = fd;
+        ngx_str_set(&b->file->name, "simplestreams snapshot");
+        b->file->log = r->connection->log;
+
+        b->in_file = 1;
+        b->file_pos = offset + (off_t) head;
+        b->file_last = offset + (off_t) len;
+
+        cl->buf = b;
+        cl->next = NULL;
+        *last = cl;
     }
 
     b->last_buf = (r == r->main) ? 1 : 0;
     b->last_in_chain = 1;
 
-    return b;
+    return out;
 }
 
 

@@ -16,5 +16,6 @@ mod live;
 mod mirrors;
 mod packaged;
 mod reload;
+mod sendfile;
 mod serving;
 mod status;

@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 
 use nginx_sys::{
     NGX_ERROR, NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_OK, NGX_OK,
-    ngx_chain_t, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
+    ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
     ngx_http_send_header, ngx_int_t, ngx_list_push, ngx_module_t, ngx_pool_cleanup_add, ngx_pool_t,
     ngx_str_t, ngx_table_elt_t, ngx_uint_t,
 };
@@ -248,9 +248,9 @@ impl<'r> Request<'r> {
         let (fd, offset) = in_file.unwrap_or((NO_FILE, 0));
         // SAFETY: the request is valid; nginx does not write to such a buffer, and the bytes and the
         // descriptor live as long as the pool.
-        let buffer =
-            unsafe { shim::ngx_http_simplestreams_buffer(self.raw, data, length, fd, offset) };
-        if buffer.is_null() {
+        let chain =
+            unsafe { shim::ngx_http_simplestreams_body(self.raw, data, length, fd, offset) };
+        if chain.is_null() {
             return Err(NO_MEMORY);
         }
 
@@ -277,9 +277,7 @@ impl<'r> Request<'r> {
         if status == NGX_ERROR as Status || status > NGX_OK as Status || header_only {
             return Ok(status);
         }
-        let mut chain = ngx_chain_t { buf: buffer, next: null_mut() };
-        // SAFETY: nginx copies the links of the chain it is given, as its own handlers rely on; the
-        // buffer is in the pool.
-        Ok(unsafe { ngx_http_output_filter(self.raw, &mut chain) })
+        // SAFETY: links and buffers are in the request's pool.
+        Ok(unsafe { ngx_http_output_filter(self.raw, chain) })
     }
 }

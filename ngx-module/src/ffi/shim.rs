@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 use nginx_sys::{
-    ngx_buf_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
+    ngx_chain_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
     ngx_variable_value_t, off_t,
 };
 
@@ -15,13 +15,13 @@ unsafe extern "C" {
     pub(super) fn ngx_http_simplestreams_accepts_gzip(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_etag(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_error_pages(r: *mut ngx_http_request_t) -> ngx_uint_t;
-    pub(super) fn ngx_http_simplestreams_buffer(
+    pub(super) fn ngx_http_simplestreams_body(
         r: *mut ngx_http_request_t,
         data: *mut u8,
         len: usize,
         fd: c_int,
         offset: off_t,
-    ) -> *mut ngx_buf_t;
+    ) -> *mut ngx_chain_t;
     pub(super) fn ngx_http_simplestreams_unnamed(
         clcf: *const ngx_http_core_loc_conf_t,
     ) -> ngx_uint_t;
