@@ -2,7 +2,7 @@
 
 mod cache;
 mod killed;
-mod machine;
+pub(crate) mod machine;
 mod observer;
 mod roots;
 mod state;
