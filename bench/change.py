@@ -85,13 +85,22 @@ def run(work, report):
          report.verdict("worker, private MiB more", (private - plain) / MIB, 2)],
         ["worker, shared memory", mebibytes(shared), ""],
         ["builder, peak", mebibytes(peak), report.verdict("builder, peak MiB", peak / MIB, 150)],
-        *restart(directory, body, port, tree, state, count, report),
+        *restart(directory, body, port, tree, state, python_seconds(work, tree), report),
     ]
     report.title(f"One version more at {VERSIONS}, restart, memory", __doc__.strip())
     report.table(["what", "measured", ""], rows)
 
 
-def restart(directory, body, port, tree, state, count, report):
+def python_seconds(work, tree):
+    """What the Python tool's update takes on as many versions; None where it is not there."""
+    tool = rivals.python_tool()
+    if tool and VERSIONS not in work.python_update:
+        rivals.prepared(tree)
+        work.python_update[VERSIONS] = process.take(rivals.python_update(tool, tree)).wall
+    return work.python_update.get(VERSIONS)
+
+
+def restart(directory, body, port, tree, state, python, report):
     """Rows of a start with nothing hashed: first answer, and when what is on disk is known.
 
     A version that came while nginx was stopped tells when the whole tree has been looked at.
@@ -109,10 +118,14 @@ def restart(directory, body, port, tree, state, count, report):
         current = time.monotonic() - begun
         [builder] = nginx.family("cache manager process")
         read = int(open(f"/proc/{builder}/io").readline().split()[1])
+    to_python = [] if python is None else [
+        ["the same to the Python tool's update", f"{current / python:.4f}",
+         report.verdict("warm start to the Python tool", current / python, 0.03)]]
     return [
         ["start of nginx to first answer", seconds(first),
          report.verdict("first answer in ms", first * 1e3, 50)],
         ["start of nginx until all is current", seconds(current),
          report.verdict("warm start in s", current, 1)],
+        *to_python,
         ["bytes that the builder read since its start", mebibytes(read), ""],
     ]

@@ -61,6 +61,8 @@ def run(work, report):
             if tool:
                 rivals.prepared(tree)
                 theirs.append(process.take(rivals.python_update(tool, tree)))
+        if theirs:
+            work.python_update[versions] = median(theirs, "wall")
         rows.append(row(report, name, ours, theirs, wall_target, cpu_target,
                         2 * versions * size / floor_rate / cores if large else None))
         if name.startswith("4 ×") and rivals.incus_simplestreams():

@@ -32,6 +32,8 @@ class Work:
 
     def __init__(self):
         self.trees = {}
+        # Seconds that the Python tool took, by number of versions.
+        self.python_update = {}
 
     def fresh(self, name):
         directory = BENCH / name

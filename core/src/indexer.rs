@@ -7,6 +7,7 @@
 mod anchors;
 mod events;
 mod hashing_log;
+mod inherited;
 mod override_files;
 mod publish;
 mod rehash;
@@ -173,12 +174,7 @@ impl Indexer {
             }
             self.look_at_everything(false);
         }
-        let pending = self.versions.iter().filter(|(path, version)| {
-            let vouched = self.publisher.vouched(path);
-            version.is_hashing() && vouched.is_some_and(|time| version.is_unchanged_since(time))
-        });
-        let pending = pending.map(|(path, _)| path.clone()).collect();
-        self.publisher.started(pending);
+        self.list_what_was_listed();
         loop {
             let now = Instant::now();
             self.publish(now);

@@ -29,9 +29,10 @@
 //! 1. First version.
 //! 2. The head behind the body, with a checksum of its own.
 
+mod listing;
 mod map;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -45,6 +46,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use crate::live::Live;
 use crate::memory::Memory;
 use crate::{Digest, Problem, Report, Settings};
+
+pub(crate) use listing::ListedVersion;
 
 const MAGIC: &[u8; 8] = b"SSTRSNAP";
 const LAYOUT: u32 = 2;
@@ -106,6 +109,9 @@ struct Head {
     counts: Counts,
     documents: BTreeMap<String, DocumentHead>,
     problems: Span,
+    /// How many problems are there; unknown in a snapshot of an older version.
+    #[serde(default)]
+    problem_count: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -387,34 +393,6 @@ impl Snapshot {
         })
     }
 
-    /// Directories of all listed versions, as paths in the tree.
-    pub(crate) fn listed(&self) -> HashSet<String> {
-        #[derive(Deserialize)]
-        struct Products {
-            products: BTreeMap<String, Versions>,
-        }
-        #[derive(Deserialize)]
-        struct Versions {
-            versions: BTreeMap<String, serde::de::IgnoredAny>,
-        }
-        let mut listed = HashSet::new();
-        for name in self.names() {
-            let (Some(stream), Some(document)) = (name.strip_suffix(".json"), self.document(name))
-            else {
-                continue;
-            };
-            // The index itself has no products of this form.
-            if let Ok(Products { products }) = serde_json::from_slice(document.identity.bytes) {
-                for (product, Versions { versions }) in products {
-                    let product = product.replace(':', "/");
-                    let paths = versions.keys().map(|name| format!("{stream}/{product}/{name}"));
-                    listed.extend(paths);
-                }
-            }
-        }
-        listed
-    }
-
     /// Names of all documents, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.head.documents.keys().map(String::as_str)
@@ -431,6 +409,11 @@ impl Snapshot {
     pub fn reports(&self) -> Vec<Report> {
         // As above.
         serde_json::from_slice(self.problems_json()).unwrap_or_default()
+    }
+
+    /// How many problems there are, without a look at each.
+    pub fn problem_count(&self) -> u64 {
+        self.head.problem_count.unwrap_or_else(|| self.problems().len() as u64)
     }
 
     /// The problems as a JSON array of objects with `path`, `reason`, `remedy`, and `since`, in
@@ -622,9 +605,16 @@ fn head(
             .collect(),
         problems: reports.into_iter().map(|report| (report.problem, report.since)).collect(),
     };
-    let (id, root) = (previous.id.clone(), previous.root.clone());
-    let problems = problems.in_body();
-    let head = Head { id, root, generation, published: now, counts, documents: heads, problems };
+    let head = Head {
+        id: previous.id.clone(),
+        root: previous.root.clone(),
+        generation,
+        published: now,
+        counts,
+        documents: heads,
+        problems: problems.in_body(),
+        problem_count: Some(lineage.problems.len() as u64),
+    };
     (to_json(&head), lineage)
 }
 

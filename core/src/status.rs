@@ -207,6 +207,7 @@ impl Status<'_> {
             "state": index.state(self.now),
             "generation": generation,
             "builder": builder,
+            "problem_count": index.snapshot.as_ref().map(|snapshot| snapshot.problem_count()),
             "problems": problems,
             "requests": traffic,
         })
@@ -333,7 +334,7 @@ const METRICS: &[Metric] = &[
         .counts()
         .bytes)),
     metric!("problems", "gauge", "Problems found in the tree.", |index, _| {
-        of(index, |snapshot| snapshot.problems().len() as u64)
+        of(index, Snapshot::problem_count)
     }),
     metric!("builder_up", "gauge", "Whether a process of this server builds it.", |index, now| {
         let up = index.builder.is_some_and(|builder| builder.is_up(now));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::Problem;
-use crate::entry::{self, Entry, Incomplete, Plan};
+use crate::entry::{self, Entry, Hashes, Incomplete, Plan};
 use crate::quiet::{Quiet, Writers};
 use crate::scan::{self, FoundFile, FoundVersion, unreadable};
 use crate::tree::{Stamp, Tree, is_passing, join};
@@ -297,6 +297,19 @@ impl Version {
     pub fn list(&mut self, plan: Plan, entry: Arc<Entry>) {
         self.listed = Some(Listed { plan, entry });
         self.state = State::Resting;
+    }
+
+    /// Lists what is being hashed by hashes that an earlier process found, until there are new ones;
+    /// false if they are not all that it takes.
+    pub fn list_meanwhile(&mut self, hashes: &Hashes) -> bool {
+        let State::Hashing { plan, .. } = &self.state else {
+            return false;
+        };
+        let Some(entry) = Entry::new(&self.found, plan, hashes) else {
+            return false;
+        };
+        self.listed = Some(Listed { plan: plan.clone(), entry: Arc::new(entry) });
+        true
     }
 
     /// The files of `plan` cannot be listed; says whether the version was, and is no more.

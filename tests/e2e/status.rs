@@ -106,6 +106,7 @@ fn json_tells_of_tree_builder_and_workers() {
     let watches = builder["watches"].as_u64().expect("watches");
     assert_eq!(watches, nginx.helper().watches() as u64);
     let problems = told["problems"].as_array().expect("a list");
+    assert_eq!(told["problem_count"], problems.len());
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0]["reason"].as_str().expect("text").contains("architecture"));
     let since = problems[0]["since"].clone();

@@ -46,6 +46,7 @@ pub(crate) fn settled(run: &Run<'_>) {
             && index["generation"]["versions"] == run.ledger.len()
             && index["builder"]["generation"] == index["generation"]["number"]
             && index["builder"]["event_overflows"] == 0
+            && index["problem_count"] == 0
             && index["problems"].as_array().is_some_and(Vec::is_empty)
             && workers == 4;
         right.then_some(())

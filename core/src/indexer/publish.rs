@@ -1,6 +1,6 @@
 //! When a generation is published, and how.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::follow::SnapshotCell;
 use crate::live::{self, Live};
 use crate::name::ProductName;
 use crate::render::Documents;
-use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
+use crate::snapshot::{self, Lineage, ListedVersion, Snapshot, SnapshotError};
 use crate::{Problem, Settings, fields, state};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
@@ -23,8 +23,8 @@ const COST_FACTOR: u32 = 10;
 /// How long the first generation waits for the newest version of every product.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// How long what an earlier process published stays, at most, while it is being hashed again (the
-/// hash cache was lost, or something changed at the last moment).
+/// How long what an earlier process published stays, at most, while it is being hashed again because
+/// it does not tell how to list what has not changed.
 const INHERITED: Duration = Duration::from_secs(3600);
 
 /// How long to wait after a generation could not be written.
@@ -131,8 +131,8 @@ pub(super) struct Publisher {
     is_behind: bool,
     /// What an earlier process published.
     inherited: Option<Inherited>,
-    /// Versions that it listed, that did not change, and that are still being hashed: what it
-    /// published stays until they are, at most until the given time.
+    /// Versions that it listed, that did not change, and of which it is not known how without hashing
+    /// them: what it published stays until they are, at most until the given time.
     pending: Option<(BTreeSet<String>, Instant)>,
     /// The list was not empty when this process started, and was found empty: probably not mounted
     /// yet.
@@ -213,10 +213,22 @@ impl Publisher {
         inherited.listed.contains(path).then_some(inherited.published)
     }
 
+    /// Of these versions, how an earlier process listed them. For the first look at the tree.
+    pub(super) fn inherited_versions(
+        &self,
+        of: &BTreeSet<String>,
+    ) -> BTreeMap<String, ListedVersion> {
+        let files = self.sink.state.as_ref().filter(|_| !of.is_empty() && self.inherited.is_some());
+        // It could be read a moment ago, or nothing would be vouched for.
+        let snapshot = files.and_then(|files| Snapshot::open(&files.snapshot).ok());
+        snapshot.map(|snapshot| snapshot.versions_in(of)).unwrap_or_default()
+    }
+
     /// The first look at the tree is over, and of the versions that were vouched for, `pending` did
-    /// not change and have to be hashed.
-    pub(super) fn started(&mut self, pending: BTreeSet<String>) {
-        self.inherited = None;
+    /// not change, but have to be hashed before anybody can say how they are listed.
+    pub(super) fn started(&mut self, pending: BTreeSet<String>, is_listed: impl Fn(&str) -> bool) {
+        let inherited = self.inherited.take();
+        self.urgent |= inherited.is_some_and(|of| !of.listed.iter().all(|path| is_listed(path)));
         self.last = Instant::now();
         self.pending = (!pending.is_empty()).then(|| (pending, self.last + INHERITED));
     }

@@ -316,6 +316,53 @@ fn a_restart_and_a_rename_hash_nothing_again() {
     assert_eq!(builder.progress()[0].bytes_hashed, hashed);
 }
 
+/// What was listed and is as it was needs no new hash to stay listed; what is gone or another does not
+/// wait for that.
+#[test]
+fn without_hashes_what_was_listed_stays_and_what_is_gone_goes_at_once() {
+    let (site, state) = (Site::new(), State::new());
+    let product = "images/a/1/amd64/default";
+    for number in 1..=3 {
+        site.image(&format!("{product}/2024010{number}"), &number.to_string());
+    }
+    // A while to hash; nothing but zeros on disk.
+    let long = site.version(&format!("{product}/20240104"));
+    long.write("lxd.tar.xz", b"metadata");
+    let root = fs::File::create(site.path(product).join("20240104/rootfs.tar.xz")).unwrap();
+    root.set_len(2 << 30).unwrap();
+    drop(root);
+    let settings = site.settings();
+    let (_follower, cell) = state.follow(&settings.id());
+    let builder = state.builder(&settings);
+    wait("all versions", || versions(&cell) == 4);
+    wait("a look", || builder.progress()[0].is_idle());
+    let images = || {
+        let snapshot = Arc::clone(cell.load().as_ref().unwrap());
+        let document = snapshot.document("images.json").unwrap();
+        serde_json::from_slice::<serde_json::Value>(document.identity.bytes).unwrap()
+    };
+    let all = images();
+    drop(builder);
+
+    fs::remove_file(state.dir.path().join("hashes.redb")).unwrap();
+    fs::remove_dir_all(site.path(product).join("20240101")).unwrap();
+    fs::write(site.path(product).join("20240102/rootfs.squashfs"), "another").unwrap();
+    let builder = state.builder(&settings);
+    wait("it to be hashed", || builder.progress()[0].bytes_to_hash > 0);
+    wait("what is gone to go", || !images().to_string().contains("20240101"));
+    assert!(builder.progress()[0].bytes_to_hash > 0, "this test takes a longer file");
+    let listed = |document: &serde_json::Value, version: &str| {
+        document["products"]["a:1:amd64:default"]["versions"][version].clone()
+    };
+    for version in ["20240103", "20240104"] {
+        assert!(listed(&all, version).is_object());
+        assert_eq!(listed(&images(), version), listed(&all, version), "{version}");
+    }
+    assert_ne!(listed(&images(), "20240102"), listed(&all, "20240102"));
+    wait("all versions", || versions(&cell) == 3 && builder.progress()[0].is_idle());
+    assert_eq!(listed(&images(), "20240104"), listed(&all, "20240104"));
+}
+
 /// Everything is read again, nothing is unlisted meanwhile, and who asked learns of the end.
 #[test]
 fn everything_is_hashed_anew_when_somebody_asks() {
