@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs nginx in one process with the module in it, under valgrind or AddressSanitizer, and lets it do
-# all that it does: every kind of answer, a change of the tree, a reload, the end.
+# all that it does in one process: every kind of answer, changes of the tree, the end. Reloads are the
+# soak's part.
 #
 #   memory.sh valgrind MODULE.so
 #   memory.sh asan MODULE.so        a module that `make asan` instrumented
@@ -12,7 +13,7 @@
 # preloaded; memory of nginx itself, which it takes in pools, is checked by the pool alone.
 set -euo pipefail
 
-[ $# -eq 2 ] || { sed -nE '2,6s/^# ?//p' "$0" >&2; exit 2; }
+[ $# -eq 2 ] || { sed -nE '2,7s/^# ?//p' "$0" >&2; exit 2; }
 kind=$1
 module=$(realpath -e "$2")
 here=$(dirname "$(realpath "$0")")
