@@ -304,7 +304,9 @@ fn half_an_upload_is_not_listed() {
             signal(writer.process(), how);
             let status = writer.wait();
             assert!(!status.success(), "{tool} was too fast: {status:?} {:?}", status.signal());
-            assert!(begun(&to) && length(&to) < content.len() as u64, "{tool}: {}", length(&to));
+            // It is another process of rsync that leaves it, which may take a moment longer.
+            until("what was sent is there", || begun(&to).then_some(()));
+            assert!(length(&to) < content.len() as u64, "{tool}: {}", length(&to));
             // rsync lets nobody else read what is not finished; that is reported as such.
             until("it is reported", || nginx.error_log().contains(&root_of(tool)).then_some(()));
             succeed(&mut rsync(match tool {
