@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use simplestreams::Snapshot;
 
 use crate::streams::INDEX;
@@ -15,6 +17,13 @@ use crate::streams::INDEX;
 pub struct Listing {
     /// By document, product and name.
     pub versions: BTreeMap<(String, String, String), Version>,
+}
+
+/// A list of products.
+#[derive(Deserialize)]
+struct Products<'a> {
+    #[serde(borrow)]
+    products: BTreeMap<String, &'a RawValue>,
 }
 
 /// A version of a product.
@@ -51,15 +60,21 @@ impl Listing {
 
     /// Adds what the bytes of a list of products say. What is not of the form is left out.
     pub fn add(&mut self, document: &str, bytes: &[u8]) {
-        let Ok(root) = serde_json::from_slice::<Value>(bytes) else {
+        // One product at a time: there may be tens of thousands.
+        let Ok(Products { products }) = serde_json::from_slice(bytes) else {
             return;
         };
-        let table = |value: &Value, key: &str| {
-            value.get(key).and_then(Value::as_object).cloned().unwrap_or_default()
+        let table = |value: Value, key: &str| match value {
+            Value::Object(mut fields) => match fields.remove(key) {
+                Some(Value::Object(table)) => table,
+                _ => serde_json::Map::default(),
+            },
+            _ => serde_json::Map::default(),
         };
-        for (product, value) in table(&root, "products") {
-            for (name, value) in table(&value, "versions") {
-                let items = table(&value, "items");
+        for (product, text) in products {
+            let value = serde_json::from_str(text.get()).unwrap_or_default();
+            for (name, version) in table(value, "versions") {
+                let items = table(version, "items");
                 let key = (document.to_owned(), product.clone(), name);
                 self.versions.insert(key, Version::of(items.values()));
             }
