@@ -50,7 +50,8 @@ def tag(connection):
 
 def by_module(work, tree, directory):
     port = free_port()
-    body = (f"    server {{ listen 127.0.0.1:{port} reuseport; add_header X-Worker $pid; "
+    body = (f"    simplestreams_state_path {directory}/state;\n"
+            f"    server {{ listen 127.0.0.1:{port} reuseport; add_header X-Worker $pid; "
             f"simplestreams {tree}; }}\n")
     with Nginx(directory / "nginx", body, workers=4) as nginx:
 
@@ -58,7 +59,8 @@ def by_module(work, tree, directory):
             document = nginx.fetch(port, "/streams/v1/images.json") or b""
             return document.count(b'"combined_squashfs_sha256"')
 
-        nginx.wait_for(lambda: listed() >= VERSIONS)
+        # Two for each version: one for each client's metadata.
+        nginx.wait_for(lambda: listed() == 2 * VERSIONS)
         times = []
         kept = connections(nginx, port, 4)
         before_all = listed()
