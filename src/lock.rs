@@ -3,9 +3,9 @@
 //! Both are files that are locked (`flock`) for as long as their holder lives: the kernel releases
 //! them however that ends. What is written in them is for people, and for `reload`.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -58,20 +58,25 @@ pub fn streams(streams_dir: &Path) -> Result<Lock> {
 }
 
 /// Opens the lock file. One that root makes belongs to the directory's owner, so that the service
-/// can lock it afterwards.
+/// can lock it afterwards. Nobody else can open it: whoever can read a file can lock it too.
 ///
 /// That owner may have put anything there, for root to write to and give away: only a file with one
 /// name is taken, and only one that was made here changes hands.
 fn open(path: &Path) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o644).custom_flags(flags);
+    options.read(true).write(true).mode(0o600).custom_flags(flags);
     let file = match options.clone().create_new(true).open(path) {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
             let file = options.open(path)?;
             let meta = file.metadata()?;
             if !meta.is_file() || meta.nlink() > 1 {
                 return Err(io::Error::other("it is no plain file with one name; remove it"));
+            }
+            let euid = rustix::process::geteuid();
+            if meta.mode() & 0o077 != 0 && (euid.is_root() || euid.as_raw() == meta.uid()) {
+                // Of an earlier version.
+                file.set_permissions(Permissions::from_mode(0o600))?;
             }
             return Ok(file);
         }

@@ -24,6 +24,10 @@ use crate::{Digest, Problem, arch};
 
 use claims::Claims;
 
+/// Most aliases that a product has, those of others with the same image included: clients assign them
+/// in quadratic time (`CLIENTS.md`).
+const MAX_MERGED: usize = 256;
+
 /// All products of an index, in order.
 #[derive(Debug)]
 pub struct Catalog {
@@ -441,7 +445,7 @@ fn drop_loser(
             remedy = "remove one of the two; until then its aliases lead to the other";
             if let Some(winner) = drafts.get_mut(winner.product) {
                 for alias in aliases {
-                    if !winner.aliases.contains(&alias) {
+                    if winner.aliases.len() < MAX_MERGED && !winner.aliases.contains(&alias) {
                         winner.aliases.push(alias);
                     }
                 }

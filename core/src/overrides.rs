@@ -161,6 +161,7 @@ fn yaml(content: &[u8]) -> Result<Said, String> {
     if simplestream.release_aliases.values().any(|of| of.0.split(',').count() > de::MAX_ALIASES) {
         return Err(format!("more than {} aliases of a release", de::MAX_ALIASES));
     }
+    simplestream.distro_name.as_deref().map_or(Ok(()), de::check)?;
     let strings = |scalars: Vec<de::Scalar>| scalars.into_iter().map(|scalar| scalar.0).collect();
     let filtered = |of: YamlRequirements| Filtered {
         releases: strings(of.releases),

@@ -309,10 +309,6 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             continue;
         }
         let below = join(path, &lossy);
-        if let Err(BadName { reason, remedy }) = check_path_component(&name) {
-            files.problems.push(Problem::new(Path::new(&below), reason, remedy));
-            continue;
-        }
         if files.images.len() + files.problems.len() == MAX_FILES {
             files.problems.push(Problem::new(
                 Path::new(path),
@@ -320,6 +316,10 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
                 "give every image a version of its own",
             ));
             break;
+        }
+        if let Err(BadName { reason, remedy }) = check_path_component(&name) {
+            files.problems.push(Problem::new(Path::new(&below), reason, remedy));
+            continue;
         }
         match tree.entry(&below) {
             Ok(Entry::File { meta }) => {

@@ -149,7 +149,9 @@ impl<'a> Site<'a> {
         format!(
             "# Written by lxd-image-server init, and yours from now on.\n\
              server {{\n    listen {port}{ssl};\n{v6}{tls}    \
-             root \"{root}\";\n    autoindex off;\n\n    location /streams/v1/ {{\n{index}        \
+             root \"{root}\";\n    autoindex off;\n    \
+             # Whoever may upload could publish any file that nginx can read, by a symbolic link.\n    \
+             disable_symlinks if_not_owner from=$document_root;\n\n    location /streams/v1/ {{\n{index}        \
              location ~ /\\. {{\n            return 404;\n        }}\n    }}\n\n    \
              # The clients undo a Content-Encoding before they check the hash.\n    \
              location /images/ {{\n        types {{ }}\n        \

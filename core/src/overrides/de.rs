@@ -10,13 +10,39 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::name::is_version;
 
+/// Most bytes of a text that clients show.
+const MAX_TEXT: usize = 256;
+
+/// Most bytes of all requirements that one file gives; every product below it repeats them.
+const MAX_REQUIREMENTS: usize = 4096;
+
+/// Whether a text can be shown as it is.
+pub(super) fn check(text: &str) -> Result<(), String> {
+    if text.chars().any(char::is_control) {
+        return Err("a control character, expected plain text".to_owned());
+    }
+    if text.len() > MAX_TEXT {
+        return Err(format!("a text of {} bytes, expected at most {MAX_TEXT}", text.len()));
+    }
+    Ok(())
+}
+
+/// Whether requirements can be repeated for many products and shown.
+pub(super) fn check_requirements(all: &BTreeMap<String, String>) -> Result<(), String> {
+    let bytes: usize = all.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_REQUIREMENTS {
+        return Err(format!("requirements of {bytes} bytes, expected at most {MAX_REQUIREMENTS}"));
+    }
+    all.iter().flat_map(|(key, value)| [key, value]).try_for_each(|text| check(text))
+}
+
 /// A string.
 pub(super) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(from)?;
-    if text.chars().any(char::is_control) {
-        return Err(de::Error::custom("a control character, expected plain text"));
+    match check(&text) {
+        Ok(()) => Ok(Some(text)),
+        Err(reason) => Err(de::Error::custom(reason)),
     }
-    Ok(Some(text))
 }
 
 /// A boolean.
@@ -106,6 +132,7 @@ impl<'de> Deserialize<'de> for Requirements {
                         return Err(de::Error::custom(format!("duplicate requirement `{key}`")));
                     }
                 }
+                check_requirements(&all).map_err(de::Error::custom)?;
                 Ok(Requirements(all))
             }
         }
