@@ -78,6 +78,19 @@ fn init_prepares_a_host_once() {
         output.status.success().then_some(output.stdout)
     });
     assert_eq!(index, fs::read(dir.path().join("www/streams/v1/index.json")).expect("index"));
+    // An uploader's link to a file of somebody else publishes nothing.
+    let images = dir.path().join("www/images");
+    fs::write(dir.path().join("secret"), "of root").expect("a secret");
+    fs::write(images.join("plain"), "of the uploader").expect("a file");
+    std::os::unix::fs::symlink(dir.path().join("secret"), images.join("link")).expect("a link");
+    std::os::unix::fs::lchown(images.join("link"), Some(65534), None).expect("lchown");
+    let status = |name: &str| {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"]);
+        curl.arg(dir.path().join("ssl/nginx.crt"));
+        succeed(curl.arg(format!("https://localhost:{port}/images/{name}")))
+    };
+    assert_eq!((status("plain").trim(), status("link").trim()), ("200", "403"));
     nginx.finish();
 
     // Again: nothing is touched.
