@@ -40,8 +40,6 @@ def run(work, report):
     port = free_port()
     listen = f"listen 127.0.0.1:{port};"
     body = f"    server {{ {listen} simplestreams {tree}; }}\n"
-    state = directory / "nginx/simplestreams"
-    body = f"    simplestreams_state_path {state};\n" + body
     times = []
 
     def count(nginx):
@@ -49,6 +47,7 @@ def run(work, report):
         return document.count(b'"release_title"')
 
     with Nginx(directory / "nginx", body) as nginx:
+        state = nginx.state
         nginx.wait_for(lambda: count(nginx) == VERSIONS)
         [worker], [builder] = nginx.family("worker process"), nginx.family("cache manager process")
         for number in range(CHANGES):

@@ -37,7 +37,7 @@ def run(work, report):
     tree = work.make_tree(VERSIONS, SIZE)
     tool = rivals.python_tool()
     crt, key = certificate(directory)
-    ports, http = {}, f"    simplestreams_state_path {directory}/state;\n    ssl_protocols TLSv1.3; ssl_certificate {crt}; ssl_certificate_key {key};\n"
+    ports, http = {}, f"    ssl_protocols TLSv1.3; ssl_certificate {crt}; ssl_certificate_key {key};\n"
     for aliases in ALIASES:
         ports[aliases] = free_port()
         http += (f"    server {{ listen 127.0.0.1:{ports[aliases]} ssl; simplestreams {tree}; "

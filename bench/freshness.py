@@ -50,8 +50,7 @@ def tag(connection):
 
 def by_module(work, tree, directory):
     port = free_port()
-    body = (f"    simplestreams_state_path {directory}/state;\n"
-            f"    server {{ listen 127.0.0.1:{port} reuseport; add_header X-Worker $pid; "
+    body = (f"    server {{ listen 127.0.0.1:{port} reuseport; add_header X-Worker $pid; "
             f"simplestreams {tree}; }}\n")
     with Nginx(directory / "nginx", body, workers=4) as nginx:
 
@@ -157,7 +156,7 @@ def run(work, report):
                 by_watch(rivals.python_watch(tool, tree), tree, PYTHON_CHANGES, "20250103", 90))
         except SystemExit as nothing:
             # Whatever is wrong with it here is said, and ends no bench.
-            rows.append(["Python tool's watch", "-", "-", "-", str(nothing)[:30], ""])
+            rows.append(["Python tool's watch", "-", "-", "-", str(nothing).partition(":")[0], ""])
     report.title(f"Freshness at {VERSIONS} versions: p50 at most {seconds(P50)}, p99 {seconds(P99)}",
                  __doc__.strip())
     report.table(["by", "changes", "p50", "p99", "longest", ""], rows)

@@ -24,8 +24,7 @@ def run(work, report):
     time.sleep(2.5)
     port = free_port()
     threads = os.cpu_count()
-    body = (f"    simplestreams_state_path {directory}/state;\n"
-            f"    simplestreams_threads {threads};\n"
+    body = (f"    simplestreams_threads {threads};\n"
             f"    server {{ listen 127.0.0.1:{port}; simplestreams {tree}; }}\n")
     cpus = work.cpus()
     main = f"worker_cpu_affinity {cpus.nginx_mask};" if cpus else ""

@@ -25,6 +25,7 @@ events {{
     worker_connections 4096;
 }}
 http {{
+{state}
     access_log off;
     client_body_temp_path client_body;
     proxy_temp_path proxy;
@@ -64,8 +65,12 @@ class Nginx:
         self.prefix = Path(prefix)
         self.prefix.mkdir(parents=True, exist_ok=True)
         user = "user www-data;\n" if os.geteuid() == 0 else ""
+        # Of its own, or it would begin with what an earlier run left.
+        self.state = self.prefix / "simplestreams"
+        state = f"    simplestreams_state_path {self.state};" if module else ""
         load = f"load_module {MODULE};\n" if module else ""
-        conf = HEAD.format(module=load, user=user, workers=workers, main=main, http=http)
+        conf = HEAD.format(module=load, user=user, workers=workers, main=main, state=state,
+                           http=http)
         (self.prefix / "nginx.conf").write_text(conf)
         (self.prefix / "error.log").unlink(missing_ok=True)
 

@@ -37,7 +37,7 @@ def servers(directory, work):
     """Ports (plain, TLS) by (side, size), and the servers' configuration."""
     crt, key = certificate(directory)
     tls = f"ssl_protocols TLSv1.3; ssl_certificate {crt}; ssl_certificate_key {key};"
-    ports, http = {}, f"    {tls}\n    simplestreams_state_path {directory}/state;\n    sendfile on;\n"
+    ports, http = {}, f"    {tls}\n    sendfile on;\n"
     for versions, _ in SIZES:
         files = f"{FILES} root {directory}/files-{versions};"
         sides = {

@@ -445,8 +445,14 @@ fn drop_loser(
             remedy = "remove one of the two; until then its aliases lead to the other";
             if let Some(winner) = drafts.get_mut(winner.product) {
                 for alias in aliases {
-                    if winner.aliases.len() < MAX_MERGED && !winner.aliases.contains(&alias) {
+                    if winner.aliases.contains(&alias) {
+                        continue;
+                    }
+                    if winner.aliases.len() < MAX_MERGED {
                         winner.aliases.push(alias);
+                    } else {
+                        remedy =
+                            "remove one of the two; the other has too many aliases to take its too";
                     }
                 }
             }

@@ -6,6 +6,7 @@
 
 mod anchors;
 mod events;
+mod hashing;
 mod hashing_log;
 mod inherited;
 mod override_files;
@@ -17,15 +18,13 @@ mod saver;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::entry::{Entry, Hashes, Plan};
-use crate::hash::{self, Outcome};
+use crate::hash::Outcome;
 use crate::kind::Kind;
 use crate::name::ProductName;
-use crate::pool::{Job, Pool, Priority};
+use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
@@ -35,7 +34,7 @@ use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields};
 
 use anchors::Anchors;
-use hashing_log::{Amount, HashingLog};
+use hashing_log::HashingLog;
 use publish::Publisher;
 pub(crate) use publish::{Signal, Sink, StateFiles};
 use rehash::Rehash;
@@ -480,81 +479,6 @@ impl Indexer {
         self.writers.forget_below(path);
         if let Some(watcher) = &mut self.watcher {
             watcher.remove_below(path);
-        }
-    }
-
-    fn hash(&mut self, path: &str, plan: Plan) {
-        if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
-            self.tally.files_known += Amount::of(&plan).files;
-            return self.list(path, plan, &hashes);
-        }
-        self.submit(path, plan);
-    }
-
-    /// Has the files of `plan` read, but for those whose hashes the cache knows.
-    fn submit(&mut self, path: &str, plan: Plan) {
-        let Some((_, name)) = path.rsplit_once('/') else {
-            return;
-        };
-        let priority = Priority {
-            older: !is_newest(&self.versions, path),
-            version: std::cmp::Reverse(name.to_owned()),
-        };
-        self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
-        self.tickets += 1;
-        let ticket = self.tickets;
-        self.update(path, |version| version.hashing(ticket, plan.clone()));
-        let (sender, of) = (self.sender.clone(), path.to_owned());
-        self.pool.submit(
-            priority,
-            Job {
-                tree: self.tree.clone(),
-                path: path.to_owned(),
-                plan,
-                gauges: Arc::clone(&self.gauges),
-                done: Box::new(move |outcome| {
-                    // Fails only when the indexer is gone, and with it everyone who wants to know.
-                    drop(sender.send(Event::Hashed { path: of, ticket, outcome }));
-                }),
-            },
-        );
-    }
-
-    fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
-        let Some(Some(plan)) = self.update(path, |version| version.hashed(ticket)) else {
-            return;
-        };
-        self.publisher.touch();
-        let amount = Amount::of(&plan);
-        self.hashing_log.done(amount);
-        match outcome {
-            Outcome::Hashed(hashes) => {
-                self.tally.files_hashed += amount.files;
-                self.list(path, plan, &hashes);
-            }
-            Outcome::Broken(problem) => {
-                if self.update(path, |version| version.broken(plan, problem)) == Some(true) {
-                    self.publisher.hurry();
-                }
-            }
-            Outcome::Changed => {
-                if self.rehash.is_under_way() {
-                    // It is not to end with what this was listed by.
-                    self.dirty.insert(path.to_owned());
-                }
-                self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
-            }
-            Outcome::Stopped => {}
-        }
-    }
-
-    fn list(&mut self, path: &str, plan: Plan, hashes: &Hashes) {
-        let listed = self.update(path, |version| {
-            let entry = Entry::new(&version.found, &plan, hashes);
-            entry.map(|entry| version.list(plan, Arc::new(entry)))
-        });
-        if listed.flatten().is_some() {
-            self.publisher.touch();
         }
     }
 

@@ -158,10 +158,17 @@ fn yaml(content: &[u8]) -> Result<Said, String> {
     let Some(simplestream) = definition.and_then(|definition| definition.simplestream) else {
         return Ok(Said::default());
     };
-    if simplestream.release_aliases.values().any(|of| of.0.split(',').count() > de::MAX_ALIASES) {
-        return Err(format!("more than {} aliases of a release", de::MAX_ALIASES));
-    }
     simplestream.distro_name.as_deref().map_or(Ok(()), de::check)?;
+    let lists = simplestream.requirements.iter().flat_map(|of| &of.requirements.0);
+    de::check_requirements(lists)?;
+    let release_aliases = simplestream
+        .release_aliases
+        .into_iter()
+        .map(|(release, of)| {
+            let aliases = de::split_aliases(&of.0);
+            de::check_aliases(&aliases).map(|()| (release, aliases))
+        })
+        .collect::<Result<_, _>>()?;
     let strings = |scalars: Vec<de::Scalar>| scalars.into_iter().map(|scalar| scalar.0).collect();
     let filtered = |of: YamlRequirements| Filtered {
         releases: strings(of.releases),
@@ -171,11 +178,7 @@ fn yaml(content: &[u8]) -> Result<Said, String> {
     };
     Ok(Said {
         os: simplestream.distro_name.filter(|name| !name.is_empty()),
-        release_aliases: simplestream
-            .release_aliases
-            .into_iter()
-            .map(|(release, aliases)| (release, de::split_aliases(&aliases.0)))
-            .collect(),
+        release_aliases,
         filtered: simplestream.requirements.into_iter().map(filtered).collect(),
         ..Said::default()
     })

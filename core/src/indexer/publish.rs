@@ -218,10 +218,17 @@ impl Publisher {
         &self,
         of: &BTreeSet<String>,
     ) -> BTreeMap<String, ListedVersion> {
-        let files = self.sink.state.as_ref().filter(|_| !of.is_empty() && self.inherited.is_some());
-        // It could be read a moment ago, or nothing would be vouched for.
-        let snapshot = files.and_then(|files| Snapshot::open(&files.snapshot).ok());
-        snapshot.map(|snapshot| snapshot.versions_in(of)).unwrap_or_default()
+        let Some(files) = self.sink.state.as_ref().filter(|_| !of.is_empty()) else {
+            return BTreeMap::new();
+        };
+        // Read again rather than kept: hardly ever is anything asked for.
+        Snapshot::open(&files.snapshot).map_or_else(
+            |err| {
+                log::warn!("{err}; what it lists stays until it is hashed");
+                BTreeMap::new()
+            },
+            |snapshot| snapshot.versions_in(of),
+        )
     }
 
     /// The first look at the tree is over, and of the versions that were vouched for, `pending` did
@@ -284,8 +291,8 @@ impl Publisher {
         Some(self.retry.map_or(when, |retry| when.max(retry)))
     }
 
-    /// Whether the very first generation waits: until the first of the versions on their way is
-    /// listed, and, for a moment, for the newest ones.
+    /// Whether the first generation waits: until the first of the versions on their way is listed, and,
+    /// if there was none before, for a moment for the newest ones.
     pub(super) fn holds(
         &mut self,
         on_their_way: bool,
@@ -294,9 +301,11 @@ impl Publisher {
         now: Instant,
     ) -> bool {
         // An empty list is worse than none: clients believe it for an hour.
-        let holds = self.lineage.generation() == 0
-            && on_their_way
-            && (!any_listed || now < self.last + FIRST && newest_pending());
+        let is_first = self.lineage.generation() == 0;
+        let waits_for_any =
+            !any_listed && (is_first || self.awaiting.is_some_and(|until| now < until));
+        let waits_for_newest = || is_first && now < self.last + FIRST && newest_pending();
+        let holds = on_their_way && (waits_for_any || waits_for_newest());
         if holds {
             // The next result, or the end of the wait, makes it dirty again.
             self.dirty = false;

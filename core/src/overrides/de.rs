@@ -27,13 +27,23 @@ pub(super) fn check(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether aliases can be shown, and are not too many.
+pub(super) fn check_aliases(all: &[String]) -> Result<(), String> {
+    if all.len() > MAX_ALIASES {
+        return Err(format!("more than {MAX_ALIASES} aliases"));
+    }
+    all.iter().try_for_each(|alias| check(alias))
+}
+
 /// Whether requirements can be repeated for many products and shown.
-pub(super) fn check_requirements(all: &BTreeMap<String, String>) -> Result<(), String> {
-    let bytes: usize = all.iter().map(|(key, value)| key.len() + value.len()).sum();
+pub(super) fn check_requirements<'a>(
+    all: impl Iterator<Item = (&'a String, &'a String)> + Clone,
+) -> Result<(), String> {
+    let bytes: usize = all.clone().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > MAX_REQUIREMENTS {
         return Err(format!("requirements of {bytes} bytes, expected at most {MAX_REQUIREMENTS}"));
     }
-    all.iter().flat_map(|(key, value)| [key, value]).try_for_each(|text| check(text))
+    all.flat_map(|(key, value)| [key, value]).try_for_each(|text| check(text))
 }
 
 /// A string.
@@ -62,8 +72,8 @@ pub(super) fn date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>,
     }
 }
 
-/// Most aliases that one file may give. Clients assign aliases in quadratic time (`CLIENTS.md`).
-pub(super) const MAX_ALIASES: usize = 100;
+/// Most aliases that one file may give for a release. Clients assign aliases in quadratic time (`CLIENTS.md`).
+const MAX_ALIASES: usize = 100;
 
 /// One string with commas, or an array of strings.
 pub(super) fn aliases<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
@@ -90,12 +100,7 @@ pub(super) fn aliases<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<S
     }
 
     let aliases = from.deserialize_any(Aliases)?;
-    if aliases.iter().any(|alias| alias.chars().any(char::is_control)) {
-        return Err(de::Error::custom("a control character in an alias"));
-    }
-    if aliases.len() > MAX_ALIASES {
-        return Err(de::Error::custom(format!("more than {MAX_ALIASES} aliases")));
-    }
+    check_aliases(&aliases).map_err(de::Error::custom)?;
     Ok(Some(aliases))
 }
 
@@ -132,7 +137,7 @@ impl<'de> Deserialize<'de> for Requirements {
                         return Err(de::Error::custom(format!("duplicate requirement `{key}`")));
                     }
                 }
-                check_requirements(&all).map_err(de::Error::custom)?;
+                check_requirements(all.iter()).map_err(de::Error::custom)?;
                 Ok(Requirements(all))
             }
         }

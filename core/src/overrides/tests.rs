@@ -44,7 +44,23 @@ fn aliases_may_be_an_array() {
 #[test]
 fn what_is_malformed_is_told_with_its_place() {
     let deep = format!("{{\"requirements\": {}1{}}}", "[".repeat(5000), "]".repeat(5000));
+    let (long, much) = ("x".repeat(257), "x".repeat(250));
+    let long_text = format!("{{\"os\": \"{long}\"}}");
+    let long_alias = format!("{{\"aliases\": \"{long}\"}}");
+    let many = |one: &dyn Fn(usize) -> String| (0..17).map(one).collect::<Vec<_>>();
+    let requirements = many(&|n| format!("\"{n}\": \"{much}\"")).join(",");
+    let requirements = format!("{{{requirements}}}");
+    let entries = many(&|n| format!("  - requirements: {{k{n}: {much}}}\n")).concat();
+    let entries = format!("simplestream:\n  requirements:\n{entries}");
     let table = [
+        (MetadataJson, long_text.as_str(), "257 bytes"),
+        (MetadataJson, &long_alias, "257 bytes"),
+        (Requirements, &requirements, "expected at most 4096"),
+        (Requirements, "{\"a\\nb\": 1}", "control character"),
+        (Requirements, "{\"a\": \"\\u001b[2J\"}", "control character"),
+        (ImageYaml, &entries, "expected at most 4096"),
+        (ImageYaml, "simplestream: {distro_name: \"\\e[2J\"}", "control character"),
+        (ImageYaml, "simplestream: {release_aliases: {a: \"b\\nc\"}}", "control character"),
         (MetadataJson, "", "EOF"),
         (MetadataJson, "{", "line 1 column 1"),
         (MetadataJson, "{\"os\":\n  1}", "line 2 column 3"),

@@ -3,6 +3,7 @@
 mod common;
 mod example;
 mod kinds;
+mod limits;
 mod live;
 mod protocol;
 mod random;

@@ -53,6 +53,8 @@ fn init_prepares_a_host_once() {
         ("www/images", 0o755),
         ("www/streams/v1", 0o755),
         ("www/streams/v1/index.json", 0o644),
+        // Whoever can open it can lock it.
+        ("www/streams/v1/.lxd-image-server.lock", 0o600),
         ("ssl", 0o755),
         ("ssl/nginx.crt", 0o644),
         ("ssl/nginx.key", 0o600),

@@ -155,7 +155,7 @@ fn limits_of_inotify_leave_the_rescan() {
         let go = dir.path().join("go");
         // The maps can only be written from outside.
         let script = format!(
-            "until [ -e {} ]; do sleep 0.05; done; echo {number} > /proc/sys/user/{limit} && exec \"$@\"",
+            "for i in $(seq 600); do [ -e {} ] && break; sleep 0.05; done; echo {number} > /proc/sys/user/{limit} && exec \"$@\"",
             go.display()
         );
         let unshare = ["unshare", "--user", "--keep-caps", "sh", "-c", &script, "sh"];

@@ -1,0 +1,88 @@
+//! Versions on their way through the pool: what has to be read, and what becomes of the results.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::hashing_log::Amount;
+use super::{Event, Indexer, RETRY, is_newest};
+use crate::entry::{Entry, Hashes, Plan};
+use crate::hash::{self, Outcome};
+use crate::pool::{Job, Priority};
+
+impl Indexer {
+    pub(super) fn hash(&mut self, path: &str, plan: Plan) {
+        if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
+            self.tally.files_known += Amount::of(&plan).files;
+            return self.list(path, plan, &hashes);
+        }
+        self.submit(path, plan);
+    }
+
+    /// Has the files of `plan` read, but for those whose hashes the cache knows.
+    pub(super) fn submit(&mut self, path: &str, plan: Plan) {
+        let Some((_, name)) = path.rsplit_once('/') else {
+            return;
+        };
+        let priority = Priority {
+            older: !is_newest(&self.versions, path),
+            version: std::cmp::Reverse(name.to_owned()),
+        };
+        self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
+        self.tickets += 1;
+        let ticket = self.tickets;
+        self.update(path, |version| version.hashing(ticket, plan.clone()));
+        let (sender, of) = (self.sender.clone(), path.to_owned());
+        self.pool.submit(
+            priority,
+            Job {
+                tree: self.tree.clone(),
+                path: path.to_owned(),
+                plan,
+                gauges: Arc::clone(&self.gauges),
+                done: Box::new(move |outcome| {
+                    // Fails only when the indexer is gone, and with it everyone who wants to know.
+                    drop(sender.send(Event::Hashed { path: of, ticket, outcome }));
+                }),
+            },
+        );
+    }
+
+    pub(super) fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
+        let Some(Some(plan)) = self.update(path, |version| version.hashed(ticket)) else {
+            return;
+        };
+        self.publisher.touch();
+        let amount = Amount::of(&plan);
+        self.hashing_log.done(amount);
+        match outcome {
+            Outcome::Hashed(hashes) => {
+                self.tally.files_hashed += amount.files;
+                self.list(path, plan, &hashes);
+            }
+            Outcome::Broken(problem) => {
+                if self.update(path, |version| version.broken(plan, problem)) == Some(true) {
+                    self.publisher.hurry();
+                }
+            }
+            Outcome::Changed => {
+                if self.rehash.is_under_way() {
+                    // It is not to end with what this was listed by.
+                    self.dirty.insert(path.to_owned());
+                }
+                self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
+            }
+            Outcome::Stopped => {}
+        }
+    }
+
+    pub(super) fn list(&mut self, path: &str, plan: Plan, hashes: &Hashes) {
+        let listed = self.update(path, |version| {
+            let entry = Entry::new(&version.found, &plan, hashes);
+            entry.map(|entry| version.list(plan, Arc::new(entry)))
+        });
+        if listed.flatten().is_some() {
+            self.publisher.touch();
+        }
+    }
+}
