@@ -8,9 +8,9 @@ use rustix::process::{Pid, test_kill_process};
 
 use crate::cli;
 use crate::config::Config;
-use crate::logging::one_line;
 use crate::mirror::board::{self, Entry, State};
 use crate::out;
+use simplestreams::printable;
 
 /// Prints what the watch wrote down, with the mirrors that it has not heard of yet.
 ///
@@ -44,7 +44,7 @@ pub fn run(args: &cli::Mirrors, config: &Config) -> Result<()> {
             out::line(format_args!(
                 "  failed {times} times, last {}: {}",
                 ago(entry.last_failure),
-                one_line(error)
+                printable(error)
             ));
         }
     }

@@ -54,7 +54,7 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
 pub fn report_problems(snapshot: &Snapshot) -> usize {
     let problems = snapshot.problems();
     for problem in &problems {
-        out::line(format_args!("problem {}", logging::one_line(&problem.to_string())));
+        out::line(format_args!("problem {}", simplestreams::printable(&problem.to_string())));
     }
     problems.len()
 }
@@ -77,7 +77,7 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     let before = tree.written();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
     for change in Listing::of(&snapshot).changes_since(&before) {
-        out::line(format_args!("{}", logging::one_line(&change)));
+        out::line(format_args!("{}", simplestreams::printable(&change)));
     }
     let dir = tree.streams_dir.display();
     match written {

@@ -235,7 +235,12 @@ impl Indexer {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Files(events) => events.iter().for_each(|event| self.seen(event)),
+            Event::Files(events) => {
+                if let Some(watcher) = &self.watcher {
+                    watcher.taken(&events);
+                }
+                events.iter().for_each(|event| self.seen(event));
+            }
             Event::Hashed { path, ticket, outcome } => self.hashed(&path, ticket, outcome),
             Event::Stop => {}
         }

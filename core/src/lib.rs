@@ -79,7 +79,7 @@ pub use builder::{Builder, BuilderOptions};
 pub use digest::{Digest, ParseDigestError};
 pub use follow::{Followed, Follower, SnapshotCell};
 pub use index::{Index, IndexOptions, default_threads};
-pub use problem::{Problem, Report};
+pub use problem::{Problem, Report, printable};
 pub use progress::Progress;
 pub use settings::{Aliases, Settings, check_stream_name};
 pub use snapshot::{Document, Snapshot, SnapshotError, Variant};

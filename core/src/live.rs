@@ -14,11 +14,11 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::SealFlags;
+use rustix::fs::{OFlags, SealFlags};
 
 use crate::memory::Memory;
 
@@ -127,7 +127,12 @@ pub fn open(path: &Path) -> io::Result<File> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let [process, descriptor, _] =
         announced(path)?.ok_or_else(|| invalid("not a process, a descriptor and a generation"))?;
-    let memory = File::open(format!("/proc/{process}/fd/{descriptor}"))?;
+    // A FIFO there would block, a terminal would take us over.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let memory = File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open(format!("/proc/{process}/fd/{descriptor}"))?;
     // The number may by now be another process's, or another file.
     let seals = rustix::fs::fcntl_get_seals(&memory)
         .map_err(|_| invalid("the builder's descriptor is something else by now"))?;

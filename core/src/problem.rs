@@ -24,8 +24,8 @@ impl Problem {
     /// software.
     pub const LOG_TARGET: &str = "simplestreams::problem";
 
-    /// Makes a problem; control characters in the path are made visible, so that a name cannot
-    /// forge a line in a log.
+    /// Makes a problem; what is not [`printable`] is made visible, so that a name cannot forge a line
+    /// in a log.
     pub fn new(path: &Path, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         let path = PathBuf::from(visible(&path.to_string_lossy(), MAX_PATH));
         let (reason, remedy) = (reason.into(), remedy.into());
@@ -62,11 +62,18 @@ impl PartialOrd for Problem {
     }
 }
 
+/// `text` as one line of a log or a terminal: control characters, and those that turn the direction of
+/// the text around them (Unicode's bidirectional controls, and its separators of lines and
+/// paragraphs), are escaped. Names of files may hold any.
+pub fn printable(text: &str) -> String {
+    visible(text, usize::MAX)
+}
+
 /// Longest path and longest text, in bytes. Both may quote what was uploaded.
 const MAX_PATH: usize = 4096;
 const MAX_TEXT: usize = 1024;
 
-/// `text` with control characters escaped, cut at `limit` bytes or a little more.
+/// As [`printable`], cut at `limit` bytes or a little more.
 fn visible(text: &str, limit: usize) -> String {
     let mut out = String::with_capacity(text.len().min(limit));
     for c in text.chars() {
@@ -74,7 +81,9 @@ fn visible(text: &str, limit: usize) -> String {
             out.push('…');
             break;
         }
-        if c.is_control() {
+        let turns = matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+            || ('\u{2066}'..='\u{2069}').contains(&c);
+        if turns || c.is_control() {
             out.extend(c.escape_default());
         } else {
             out.push(c);
@@ -91,6 +100,7 @@ mod tests {
     fn a_name_cannot_forge_a_log_line() {
         let problem = Problem::new(Path::new("images/a\nb\x1b[31m"), "why\r", "do");
         assert_eq!(problem.to_string(), r#""images/a\nb\u{1b}[31m": why\r; do"#);
+        assert_eq!(printable("ä\u{202e}\u{2028}\u{1b}[2J"), r"ä\u{202e}\u{2028}\u{1b}[2J");
         assert!(Problem::new(Path::new("a"), "x".repeat(1 << 20), "y").reason.len() < 2000);
     }
 }

@@ -21,6 +21,10 @@ use crate::tree::{Entry, Stamp, Tree, is_passing, join};
 /// the bound keeps a directory with a million of them from filling the memory.
 const MAX_FILES: usize = 1000;
 
+/// Longest file that is listed, in bytes: 1 TiB, more than clients have room for. A sparse file can
+/// claim eight million times as much, and hashing it would keep others from their turn for years.
+const MAX_SIZE: u64 = 1 << 40;
+
 /// What [`walk`] found.
 #[derive(Debug, Default)]
 pub struct Walk {
@@ -322,6 +326,11 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             continue;
         }
         match tree.entry(&below) {
+            Ok(Entry::File { meta }) if meta.len() > MAX_SIZE => files.problems.push(Problem::new(
+                Path::new(&below),
+                format!("it claims {} bytes, more than the 1 TiB that are listed", meta.len()),
+                "replace it by an image of a sensible size",
+            )),
             Ok(Entry::File { meta }) => {
                 let file = FoundFile::new(lossy.into_owned(), &meta);
                 match kind {

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -15,6 +17,10 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
 use crate::tree::{Tree, is_below};
+
+/// Most events that wait to be taken in. What comes while that many wait is lost, as it would be in the
+/// kernel's queue, rather than filling the memory of a process that has no time for it just now.
+const MAX_WAITING: usize = 1 << 16;
 
 /// What happened to a name in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +66,38 @@ pub struct RawEvent {
     name: Vec<u8>,
 }
 
+/// How many events were read and not taken in yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    events: AtomicUsize,
+    /// Some were lost, and nobody was told of it yet.
+    lost: AtomicBool,
+}
+
+impl Waiting {
+    /// What is handed on of a batch: itself, or once that events were lost, or nothing.
+    fn admit(&self, mut batch: Vec<RawEvent>) -> Vec<RawEvent> {
+        if self.events.load(Relaxed) + batch.len() > MAX_WAITING {
+            batch.clear();
+            if !self.lost.swap(true, Relaxed) {
+                batch.push(RawEvent { watch: -1, flags: ReadFlags::QUEUE_OVERFLOW, name: vec![] });
+            }
+        }
+        self.events.fetch_add(batch.len(), Relaxed);
+        batch
+    }
+
+    fn taken(&self, batch: &[RawEvent]) {
+        // Those of a watcher before may be among them.
+        let less = |events: usize| Some(events.saturating_sub(batch.len()));
+        let _ = self.events.fetch_update(Relaxed, Relaxed, less);
+        // From here on, what is lost is lost anew.
+        if batch.iter().any(|event| event.flags.contains(ReadFlags::QUEUE_OVERFLOW)) {
+            self.lost.store(false, Relaxed);
+        }
+    }
+}
+
 /// The watches of one tree. Dropping it stops and joins the thread that reads events.
 #[derive(Debug)]
 pub struct Watcher {
@@ -70,6 +108,7 @@ pub struct Watcher {
     further: HashMap<i32, Vec<Arc<str>>>,
     watches: BTreeMap<Arc<str>, i32>,
     refused: Option<(io::Error, u64)>,
+    waiting: Arc<Waiting>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -86,7 +125,15 @@ impl Watcher {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let fd = Arc::new(inotify::init(flags)?);
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let waiting = Arc::new(Waiting::default());
         let (events, stopped) = (Arc::clone(&fd), Arc::clone(&stop));
+        let queue = Arc::clone(&waiting);
+        let sink = move |batch| {
+            let batch = queue.admit(batch);
+            if !batch.is_empty() {
+                sink(batch);
+            }
+        };
         let thread = thread::Builder::new()
             .name("ss-watch".into())
             .spawn(move || read(&events, &stopped, &sink))?;
@@ -96,6 +143,7 @@ impl Watcher {
             further: HashMap::new(),
             watches: BTreeMap::new(),
             refused: None,
+            waiting,
             stop,
             thread: Some(thread),
         })
@@ -167,6 +215,11 @@ impl Watcher {
     /// limit `fs.inotify.max_user_watches` was reached.
     pub fn take_refusal(&mut self) -> Option<(io::Error, u64)> {
         self.refused.take()
+    }
+
+    /// A batch that the sink got is taken in.
+    pub fn taken(&self, batch: &[RawEvent]) {
+        self.waiting.taken(batch);
     }
 
     /// What an event means. An event of a directory with several paths is one for each.
@@ -290,5 +343,29 @@ fn read(events: &OwnedFd, stop: &OwnedFd, sink: &dyn Fn(Vec<RawEvent>)) {
         if !batch.is_empty() {
             sink(batch);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_nobody_takes_in_are_lost_and_said_to_be() {
+        let waiting = Waiting::default();
+        let batch = |length| -> Vec<RawEvent> {
+            let event = |_| RawEvent { watch: 1, flags: ReadFlags::MODIFY, name: vec![b'x'] };
+            (0..length).map(event).collect()
+        };
+        let first = waiting.admit(batch(MAX_WAITING));
+        assert_eq!(first.len(), MAX_WAITING);
+        let lost = waiting.admit(batch(10));
+        assert!(matches!(&lost[..], [one] if one.flags.contains(ReadFlags::QUEUE_OVERFLOW)));
+        assert!(waiting.admit(batch(10)).is_empty(), "said once");
+        waiting.taken(&first);
+        assert_eq!(waiting.admit(batch(10)).len(), 10, "there is room again");
+        waiting.taken(&lost);
+        waiting.admit(batch(MAX_WAITING - 10));
+        assert_eq!(waiting.admit(batch(1)).len(), 1, "and lost anew");
     }
 }

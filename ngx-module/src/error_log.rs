@@ -5,11 +5,10 @@
 //! by a timer, in the helper process whenever nginx calls it (see [`crate::runtime`]).
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::sync::{Mutex, Once, PoisonError};
 
 use log::{Level, LevelFilter, Metadata, Record};
-use simplestreams::Problem;
+use simplestreams::{Problem, printable};
 
 use crate::ffi;
 
@@ -52,20 +51,6 @@ impl log::Log for Logger {
     }
 
     fn flush(&self) {}
-}
-
-/// A line of its own for every record: control characters, which paths may hold, are escaped.
-fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            // Writing into a string cannot fail.
-            let _ = write!(out, "{}", c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// Takes the records of the `log` crate, and panics of every thread, from now on.

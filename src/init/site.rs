@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Steps, certificate, write_new};
 use crate::cli::Init;
-use crate::logging::one_line;
 use crate::mirror::is_installed;
 use crate::out;
+use simplestreams::printable;
 
 /// The port of the Python tool's site.
 pub const PORT_TLS: u16 = 8443;
@@ -199,7 +199,7 @@ impl Enabled<'_> {
 }
 
 fn words(output: &Output) -> String {
-    one_line(String::from_utf8_lossy(&output.stderr).trim())
+    printable(String::from_utf8_lossy(&output.stderr).trim())
 }
 
 fn make_parent(path: &Path) -> io::Result<()> {

@@ -62,6 +62,11 @@ impl Memory {
         }
     }
 
+    /// The files that were pushed and not deleted since, by path below the root.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// What the index files that were pushed list.
     pub fn listing(&self) -> Listing {
         let mut listing = Listing::default();

@@ -37,10 +37,12 @@ const LISTED: [&str; 6] =
 
 /// Deletes and does nothing else. What a file system or an administrator keeps at the top stays;
 /// temporary files of an rsync that was killed do not.
-const DELETE: [&str; 13] = [
+///
+/// Links to directories are not followed, or one to `/` would have rsync read this whole machine, and
+/// one into itself for ever: see [`Push::linked_directories`].
+const DELETE: [&str; 12] = [
     "--recursive",
     "--links",
-    "--copy-dirlinks",
     "--existing",
     "--ignore-existing",
     "--delete-after",
@@ -223,18 +225,49 @@ impl Push<'_> {
             // Removed in this moment, or unmounted: the next release tells.
             return self.superseded();
         }
-        for stream in self.release.tree.streams() {
-            let source = with_slash(&root.join(stream));
-            if !source.is_dir() {
+        let linked = self.linked_directories(memory);
+        let streams = self.release.tree.streams().map(str::to_owned);
+        for directory in streams.chain(linked) {
+            let source = with_slash(&root.join(&directory));
+            if !is_inside(&source, root) {
                 // As for a tree that lists nothing.
                 log::debug!("mirror {}: no \"{}\", nothing deleted", self.name, source.display());
                 continue;
             }
-            rsync.run(&DELETE, &source, &format!("{stream}/"), b"")?;
+            rsync.run(&DELETE, &source, &format!("{directory}/"), b"")?;
         }
         memory.deleted(root);
         Ok(Outcome::Complete)
     }
+
+    /// Symbolic links to directories on the way to what is listed, or was and may still be there. The
+    /// mirror has directories in their place.
+    fn linked_directories(&self, memory: &Memory) -> BTreeSet<String> {
+        let root = &self.release.tree.settings.root;
+        let listed = self.release.listing.files();
+        let paths = listed.into_keys().chain(memory.paths());
+        let mut directories = BTreeSet::new();
+        for path in paths {
+            let mut above = path;
+            // As far up as this did not come before.
+            while let Some((directory, _)) = above.rsplit_once('/')
+                && directories.insert(directory)
+            {
+                above = directory;
+            }
+        }
+        let is_link = |path: &&str| {
+            path.contains('/')
+                && fs::symlink_metadata(root.join(path)).is_ok_and(|meta| meta.is_symlink())
+        };
+        directories.into_iter().filter(is_link).map(str::to_owned).collect()
+    }
+}
+
+/// Whether `path` is a directory below `root`, with every symbolic link on the way followed.
+fn is_inside(path: &Path, root: &Path) -> bool {
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    path.is_dir() && real(path).zip(real(root)).is_some_and(|(path, root)| path.starts_with(root))
 }
 
 fn with_slash(path: &Path) -> PathBuf {

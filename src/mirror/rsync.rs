@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::ssh;
 use crate::config::Mirror;
-use crate::logging::one_line;
 use crate::notify::SOCKET;
+use simplestreams::printable;
 
 /// How often it is looked whether rsync has ended, or should.
 const TICK: Duration = Duration::from_millis(50);
@@ -147,7 +147,7 @@ impl Rsync<'_> {
         }
         // The last line of rsync's sums up what the ones before said.
         let telling = lines.iter().filter(|line| !line.starts_with("rsync error:"));
-        let first = telling.take(3).map(|line| one_line(line)).collect::<Vec<_>>().join("; ");
+        let first = telling.take(3).map(|line| printable(line)).collect::<Vec<_>>().join("; ");
         match first.is_empty() {
             true => format!("rsync ended with {status}"),
             false => format!("{first} (rsync: {status})"),

@@ -311,6 +311,45 @@ fn a_link_in_place_of_a_listed_file_sends_nothing_else() {
     assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "staging is left");
 }
 
+/// Symbolic links to directories: what is listed behind one goes to the mirror and goes from there, and
+/// one that leads out of the tree, or into itself, has nobody read on without end.
+#[test]
+fn links_to_directories_are_kept_up_to_date_and_lead_nowhere_else() {
+    let dir = Dir::new();
+    let one = Sshd::start(&dir, "one");
+    configure(&dir, &format!("{QUICK}{}", mirror("one", &one, "")));
+    let link = |target: &str, name: &str| {
+        std::os::unix::fs::symlink(target, dir.tree().join("images").join(name)).expect("link");
+    };
+    for day in [1, 2] {
+        dir.add_image(&format!("store/1.36/amd64/default/2026010{day}_0000"), &day.to_string());
+    }
+    dir.add_image(&format!("{PRODUCT}/20260103_0000"), "real");
+    link("../store", "linked");
+    let _watch = Watch::start(&dir);
+    let there = |day: u32, product: &str| {
+        let version = format!("one/images/{product}/1.36/amd64/default/2026010{day}_0000");
+        dir.path().join(version).join("rootfs.squashfs").exists()
+    };
+    until("all is there", || {
+        (there(1, "linked") && there(2, "linked") && there(3, "busybox")).then_some(())
+    });
+    link("/", "out");
+    link(".", "loop");
+    link("../images", "again");
+    fs::remove_dir_all(dir.tree().join("store/1.36/amd64/default/20260101_0000")).expect("removed");
+    until("what is gone behind the link is gone there", || (!there(1, "linked")).then_some(()));
+    assert!(there(2, "linked") && there(3, "busybox"));
+    until("the push has ended well", || {
+        let state: Value =
+            serde_json::from_str(&succeed(&mut command(&dir, &["mirrors", "--json"])))
+                .expect("JSON");
+        let one = &state["mirrors"]["one"];
+        assert!(one["last_error"].is_null(), "{one}");
+        (one["generation"] == state["generation"] && one["pushing"] == false).then_some(())
+    });
+}
+
 /// Somebody removes a file from a mirror, by hand: the next push puts it back.
 #[test]
 fn what_goes_missing_on_a_mirror_comes_back() {
