@@ -14,7 +14,7 @@ mod census;
 mod store;
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,10 @@ use store::Store;
 /// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
 /// are coarse.
 pub const STAND: Duration = Duration::from_secs(3);
+
+/// How often it is tried to have the file that could not be had, or was given up: its disk may have been
+/// full for a moment, an old process may have had it.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Hashes that wait for being written, at most, before they are, however young the others.
 const BATCH: usize = 4096;
@@ -64,6 +68,8 @@ struct Inner {
     pairs: HashMap<(Digest, Digest), Digest>,
     texts: HashMap<String, Vec<u8>>,
     store: Option<Store>,
+    /// Where to have one, and when to try again if there is none.
+    path: Option<(PathBuf, Instant)>,
     census: Option<Census>,
 }
 
@@ -75,6 +81,7 @@ impl HashCache {
         let mut inner = self.inner();
         if inner.store.is_none() {
             inner.store = Store::open(path);
+            inner.path = Some((path.to_owned(), Instant::now() + RETRY));
         }
     }
 
@@ -154,6 +161,7 @@ impl HashCache {
             // What is written there would not be found again.
             inner.store = broken.begin_anew();
         }
+        inner.try_again(Instant::now());
         let Inner { files, pairs, texts, store: Some(store), .. } = &mut *inner else {
             return;
         };
@@ -223,6 +231,17 @@ impl Inner {
     fn give_up_store(&mut self) {
         log::warn!("keeping hashes in memory only");
         self.store = None;
+    }
+
+    /// Tries to have the file, if that is due.
+    fn try_again(&mut self, now: Instant) {
+        if self.store.is_none()
+            && let Some((path, when)) = &mut self.path
+            && *when <= now
+        {
+            *when = now + RETRY;
+            self.store = Store::open_now(path);
+        }
     }
 }
 
@@ -366,6 +385,31 @@ mod tests {
         assert_eq!(count(0..300, &["/a"], census::KEEP), 300);
         drop(cache);
         assert_eq!(found(&path), 300, "on disk too");
+    }
+
+    /// While another process has the file, hashes are kept in memory; they go there when it is free.
+    #[test]
+    fn a_file_that_could_not_be_had_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        let (before, cache) = (HashCache::default(), HashCache::default());
+        before.persist(&path);
+        cache.persist(&path);
+        assert!(cache.inner().store.is_none(), "the other has it");
+        cache.put_file("a", &STAMP, Digest::of(b"x"));
+        cache.flush(Duration::ZERO);
+        let later = Instant::now() + RETRY;
+        cache.inner().try_again(later);
+        assert!(cache.inner().store.is_none(), "the other has it still");
+        drop(before);
+        cache.inner().try_again(later);
+        assert!(cache.inner().store.is_none(), "tried a moment ago");
+        cache.inner().try_again(later + RETRY);
+        cache.flush(Duration::ZERO);
+        drop(cache);
+        let cache = HashCache::default();
+        cache.persist(&path);
+        assert_eq!(cache.file("a", &STAMP), Some(Digest::of(b"x")));
     }
 
     #[test]

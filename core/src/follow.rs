@@ -132,12 +132,12 @@ struct FollowedFile {
     live: PathBuf,
     snapshot: PathBuf,
     cell: Arc<SnapshotCell>,
-    seen_live: Option<Identity>,
+    seen_live: Option<live::Announcement>,
     seen_snapshot: Option<Identity>,
     failing: bool,
 }
 
-/// What tells one file from the next of its name: device, inode, and time of the last change.
+/// What tells one snapshot file from the next of its name: device, inode, and time of the last change.
 type Identity = (u64, u64, i64, i64);
 
 impl FollowedFile {
@@ -153,7 +153,9 @@ impl FollowedFile {
     }
 
     fn look(&mut self) {
-        if let Some(seen) = changed(&self.live, self.seen_live) {
+        // By what it says: inodes are used again, and clocks of file systems are coarse.
+        let announced = live::announced(&self.live).ok().flatten();
+        if let Some(seen) = announced.filter(|announced| self.seen_live != Some(*announced)) {
             match Snapshot::open_live(&self.live) {
                 Ok(snapshot) => {
                     self.seen_live = Some(seen);
@@ -184,7 +186,12 @@ impl FollowedFile {
             Ok(snapshot) => {
                 self.seen_snapshot = Some(seen);
                 self.failing = false;
-                self.swap_in(snapshot);
+                // A builder writes its files after it has announced what is in them, and may have ended
+                // in between: what it withdrew meanwhile must not come back.
+                let current = self.cell.load().as_ref().map(|current| current.generation());
+                if current.is_none_or(|current| current < snapshot.generation()) {
+                    self.swap_in(snapshot);
+                }
             }
             Err(SnapshotError::Io { source, .. }) => self.failed(&source),
             Err(err) => {

@@ -110,8 +110,21 @@ pub fn generation(path: &Path) -> Option<u64> {
     announced(path).ok().flatten().map(|[_, _, generation]| generation)
 }
 
+/// When the file at `path` was written, in seconds since the epoch.
+pub fn time(path: &Path) -> Option<i64> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::symlink_metadata(path).ok().map(|meta| meta.mtime())
+}
+
 /// Process, descriptor and generation.
-fn announced(path: &Path) -> io::Result<Option<[u64; 3]>> {
+pub type Announcement = [u64; 3];
+
+/// What the file at `path` tells of; `None` if that makes no sense.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn announced(path: &Path) -> io::Result<Option<Announcement>> {
     let text = crate::snapshot::read_regular(path, LENGTH as u64)?;
     let text = str::from_utf8(&text).unwrap_or_default();
     let numbers: Option<Vec<u64>> = text.split_whitespace().map(|word| word.parse().ok()).collect();

@@ -192,6 +192,8 @@ impl LocConf {
             }
             Some(Source::Location(named)) => match place.root {
                 Some(root) => (without_slash(root), aliased().unwrap_or_default()),
+                // A regular expression's location, `/~user/` for one, that only inherits it.
+                None if place.name.is_none() && said_here.is_none() => return Ok(()),
                 None => {
                     let text = "\"simplestreams on\" needs a \"root\" without variables";
                     return Err((text.to_owned(), named.clone()));

@@ -21,7 +21,9 @@ use crate::stats::{DocumentCounters, Sent};
 
 /// Seconds after which a client may ask again where there is no generation yet. A cold tree becomes
 /// useful early (its newest versions are hashed first), so this is short.
-const RETRY_AFTER: &str = "5";
+const RETRY_SECONDS: &str = "5";
+
+const RETRY_AFTER: &CStr = c"Retry-After";
 
 /// The Incus web UI reads the index from a page of another origin, errors included.
 const ALLOW_ORIGIN: &CStr = c"Access-Control-Allow-Origin";
@@ -51,17 +53,17 @@ pub(crate) fn handle(request: &Request<'_>, conf: &LocConf) -> ngx_int_t {
     answer(request, conf).unwrap_or_else(|status| status)
 }
 
-/// The status of an error. Its header lines are left out where an `error_page` may answer instead:
-/// nginx would send them beside those of that answer.
+/// The status of an error. Its header lines are left out where an `error_page` answers instead: nginx
+/// would send them beside those of that answer. When to ask again holds there too.
 fn refuse(
     request: &Request<'_>,
     status: Status,
     header: Option<(&'static CStr, &'static str)>,
 ) -> Status {
-    if request.has_error_pages() {
-        return status;
-    }
-    for (name, value) in [Some((ALLOW_ORIGIN, "*")), header].into_iter().flatten() {
+    let replaced = request.has_error_page(status);
+    let origin = Some((ALLOW_ORIGIN, "*")).filter(|_| !replaced);
+    let header = header.filter(|(name, _)| !replaced || *name == RETRY_AFTER);
+    for (name, value) in [origin, header].into_iter().flatten() {
         if let Err(status) = request.push_header(name, value) {
             return status;
         }
@@ -88,7 +90,7 @@ fn answer(request: &Request<'_>, conf: &LocConf) -> Result<ngx_int_t, Status> {
     request.discard_body()?;
 
     let Some(snapshot) = &answer.snapshot else {
-        let retry = Some((c"Retry-After", RETRY_AFTER));
+        let retry = Some((RETRY_AFTER, RETRY_SECONDS));
         return Err(refuse(request, NGX_HTTP_SERVICE_UNAVAILABLE as Status, retry));
     };
     let document = std::str::from_utf8(name)

@@ -4,6 +4,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_ERROR, NGX_HTTP_INTERNAL_SERVER_ERROR,
@@ -50,6 +51,38 @@ static mut ngx_http_simplestreams_module: ngx_module_t = ngx_module_t {
     exit_process: Some(ngx_http_simplestreams_exit_process),
     ..ngx_module_t::default()
 };
+
+/// How many configurations there are: that in force, the one being read, old ones.
+static CONFIGURATIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of [`CONFIGURATIONS`].
+///
+/// nginx gives a module its places among others when it is loaded first, and reads them again at each
+/// reload. It takes for granted that a module which is not in a configuration any more is unmapped with
+/// them. This library stays (see `build.rs`), and another module may have the places by the time that
+/// it is loaded again: so they go with the last configuration.
+struct Configuration;
+
+impl Configuration {
+    fn new() -> Self {
+        CONFIGURATIONS.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Configuration {
+    fn drop(&mut self) {
+        if CONFIGURATIONS.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let unset = ngx_module_t::default();
+            // SAFETY: nginx reads and writes them on the main thread, which is this one, and only
+            // where a configuration has the module in it.
+            unsafe {
+                ngx_http_simplestreams_module.index = unset.index;
+                ngx_http_simplestreams_module.ctx_index = unset.ctx_index;
+            }
+        }
+    }
+}
 
 const MODULE: *const ngx_module_t = &raw const ngx_http_simplestreams_module;
 
@@ -148,6 +181,9 @@ unsafe extern "C" fn ngx_http_simplestreams_create_main_conf(cf: *mut ngx_conf_t
         error_log::install();
         // SAFETY: nginx passes the configuration being read.
         let cf = unsafe { Conf::new(cf) };
+        if cf.boxed(Configuration::new()).is_none() {
+            return null_mut();
+        }
         cf.boxed(MainConf::default()).map_or(null_mut(), <*mut MainConf>::cast)
     })
 }

@@ -76,14 +76,30 @@ ngx_http_simplestreams_etag(ngx_http_request_t *r)
 }
 
 
+/* Whether an error_page answers instead of this status. */
+
 ngx_uint_t
-ngx_http_simplestreams_error_pages(ngx_http_request_t *r)
+ngx_http_simplestreams_error_page(ngx_http_request_t *r, ngx_int_t status)
 {
+    ngx_uint_t                 i;
+    ngx_http_err_page_t       *page;
     ngx_http_core_loc_conf_t  *clcf;
 
     clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
 
-    return clcf->error_pages != NULL;
+    if (clcf->error_pages == NULL) {
+        return 0;
+    }
+
+    page = clcf->error_pages->elts;
+
+    for (i = 0; i < clcf->error_pages->nelts; i++) {
+        if (page[i].status == status) {
+            return 1;
+        }
+    }
+
+    return 0;
 }
 
 

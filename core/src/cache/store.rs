@@ -78,16 +78,7 @@ impl Store {
         let mut begun_anew = false;
         loop {
             let why = match guarded(|| Tables::open(path)) {
-                Ok(tables) => {
-                    let path = path.to_owned();
-                    return Some(Self {
-                        path,
-                        tables,
-                        forgotten: HashSet::new(),
-                        forgotten_texts: Vec::new(),
-                        broken: false,
-                    });
-                }
+                Ok(tables) => return Some(Self::new(path, tables)),
                 Err(Failure::Locked) if Instant::now() < deadline => {
                     std::thread::park_timeout(Duration::from_millis(20));
                     continue;
@@ -112,6 +103,24 @@ impl Store {
                 path.display()
             );
             return None;
+        }
+    }
+
+    /// As [`open`](Self::open), without waiting; that it still cannot be had is no news.
+    pub(super) fn open_now(path: &Path) -> Option<Self> {
+        let tables = guarded(|| Tables::open(path));
+        let tables = tables.inspect_err(|err| log::debug!("hash cache: {err}")).ok()?;
+        log::info!("keeping hashes in \"{}\" again", path.display());
+        Some(Self::new(path, tables))
+    }
+
+    fn new(path: &Path, tables: Tables) -> Self {
+        Self {
+            path: path.to_owned(),
+            tables,
+            forgotten: HashSet::new(),
+            forgotten_texts: Vec::new(),
+            broken: false,
         }
     }
 

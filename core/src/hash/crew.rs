@@ -139,11 +139,12 @@ impl Crew {
                 continue;
             }
             let mut state = self.state();
+            if let Some(err) = state.failure.take() {
+                // A helper may be at work on a lane still.
+                return Err(err);
+            }
             let lanes = state.lanes.drain(..).filter_map(|place| place.lane).collect();
-            return match state.failure.take() {
-                Some(err) => Err(err),
-                None => Ok(Some((state.length, lanes))),
-            };
+            return Ok(Some((state.length, lanes)));
         }
         Ok(None)
     }

@@ -191,6 +191,9 @@ impl Publisher {
                     log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
                 }
                 self.lineage = Lineage::from(&snapshot);
+                if self.is_behind {
+                    self.lineage.pass_documents(live::time(&files.live).unwrap_or(0));
+                }
                 self.problems = snapshot.problems();
                 self.inherited = Some(Inherited {
                     published: i128::from(snapshot.published()) * 1_000_000,

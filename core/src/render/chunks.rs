@@ -276,6 +276,13 @@ impl Cutting<'_> {
         if chunk.before != Before::of(before, at) || self.changed.contains(&at.product) {
             return Ok(false);
         }
+        // A piece that begins a stream names those without a product in front of it as well, so it
+        // matters which stream was before.
+        let of = |at: Option<&At>| at.map(|at| at.product.stream().to_owned());
+        let was = number.checked_sub(1).and_then(|before| self.old[before].end.as_ref());
+        if chunk.before == Before::Stream && of(was) != of(before) {
+            return Ok(false);
+        }
         let dictionary = self.new.last().map_or_else(|| Digest::of(b""), |chunk| chunk.tail);
         if chunk.dictionary != dictionary {
             let text = self.store.read(chunk.text, 0, chunk.length)?;

@@ -89,7 +89,12 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let documents = Documents::with_bounds(&STREAMS.map(str::to_owned), BOUNDS);
+        Self::with(&STREAMS, BOUNDS)
+    }
+
+    fn with(streams: &[&str], bounds: Bounds) -> Self {
+        let streams: Vec<String> = streams.iter().map(|&stream| stream.to_owned()).collect();
+        let documents = Documents::with_bounds(&streams, bounds);
         Self { catalog: Catalog::new(Aliases::default()), documents }
     }
 
@@ -220,5 +225,47 @@ proptest! {
             prop_assert!(made == fresh.make(&overrides), "{steps:?}");
             check(&made);
         }
+    }
+}
+
+/// A stream is named in front of the next one that has a product, as long as it has none itself.
+#[test]
+fn a_stream_that_fills_and_empties_between_two_others_is_named_once() {
+    // Each piece is a chunk.
+    let bounds = Bounds { min: 1, max: 1, average: 1 };
+    let streams = ["a", "b", "c"];
+    let mut site = Site::with(&streams, bounds);
+    let overrides = fields::Files::default();
+    let mut listed: BTreeMap<(&str, u8), u8> = BTreeMap::new();
+    let steps: [&[(&str, u8, Option<u8>)]; 5] = [
+        &[("a", 1, Some(61)), ("c", 1, Some(63))],
+        &[("b", 1, Some(65))],
+        &[("a", 2, Some(67)), ("b", 1, None)],
+        &[("a", 1, None), ("a", 2, None), ("b", 2, Some(69))],
+        &[("b", 2, None)],
+    ];
+    for step in steps {
+        let mut fresh = Site::with(&streams, bounds);
+        for &(stream, release, content) in step {
+            match content {
+                Some(content) => listed.insert((stream, release), content),
+                None => listed.remove(&(stream, release)),
+            };
+        }
+        let put = |site: &mut Site, stream: &str, release: u8, content: Option<u8>| {
+            let name = ProductName::new(stream, &["os", &release.to_string(), "amd64"]).unwrap();
+            let own = u64::from(stream.as_bytes()[0]) << 8 | u64::from(release);
+            let entry = content.map(|content| Arc::new(entry(&name, "20240101", content, own)));
+            site.catalog.set(&name, "20240101", entry.as_ref());
+        };
+        for &(stream, release, content) in step {
+            put(&mut site, stream, release, content);
+        }
+        for (&(stream, release), &content) in &listed {
+            put(&mut fresh, stream, release, Some(content));
+        }
+        let made = site.make(&overrides);
+        check(&made);
+        assert_eq!(made, fresh.make(&overrides), "{step:?}");
     }
 }

@@ -41,6 +41,15 @@ impl Lineage {
         }
     }
 
+    /// Somebody has seen documents of which nothing is known but that they were made at `time`, in
+    /// seconds since the epoch, or before: those of the next generation are other ones, and later.
+    pub(crate) fn pass_documents(&mut self, time: i64) {
+        for (etag, modified) in self.documents.values_mut() {
+            etag.clear();
+            *modified = time.max(*modified);
+        }
+    }
+
     /// Number of the generation before; 0 if there was none.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -206,6 +206,30 @@ fn a_damaged_snapshot_is_kept_out_and_made_again() {
     }
 }
 
+/// A builder announces a generation before it writes the file, and may end in between: what readers have
+/// is newer then, and what it withdrew does not come back.
+#[test]
+fn a_follower_never_goes_back() {
+    let state = State::new();
+    let cells: [Arc<SnapshotCell>; 2] = std::array::from_fn(|_| Arc::default());
+    // The same thread looks at both, in this order: the second tells that it has looked at the first.
+    let followed = ["one", "two"].iter().zip(&cells);
+    let followed = followed.map(|(id, cell)| Followed { id: (*id).into(), cell: Arc::clone(cell) });
+    let _follower = Follower::spawn(state.dir.path(), followed.collect()).unwrap();
+    let generation = |cell: &SnapshotCell| cell.load().as_ref().map(|of| of.generation());
+    let write = |id: &str, bytes: &[u8]| {
+        snapshot::write_file(&snapshot::path(state.dir.path(), id), bytes).unwrap();
+    };
+    let first = encoded("x", &Lineage::default(), 1_000);
+    let second = encoded("y", &Lineage::from(&Snapshot::from_bytes(first.clone()).unwrap()), 2_000);
+    write("one", &second);
+    wait("the second generation", || generation(&cells[0]) == Some(2));
+    write("one", &first);
+    write("two", &first);
+    wait("the other index", || generation(&cells[1]) == Some(1));
+    assert_eq!(generation(&cells[0]), Some(2));
+}
+
 /// What cannot be saved is served all the same, and saved when that is possible again.
 #[test]
 fn a_snapshot_file_that_cannot_be_written_is_tried_again() {

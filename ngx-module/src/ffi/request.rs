@@ -120,10 +120,10 @@ impl<'r> Request<'r> {
         unsafe { shim::ngx_http_simplestreams_header_sent(self.raw) != 0 }
     }
 
-    /// Whether the location has an `error_page`, for whatever status.
-    pub(crate) fn has_error_pages(&self) -> bool {
+    /// Whether the location has an `error_page` for this status.
+    pub(crate) fn has_error_page(&self, status: Status) -> bool {
         // SAFETY: the request is valid.
-        unsafe { shim::ngx_http_simplestreams_error_pages(self.raw) != 0 }
+        unsafe { shim::ngx_http_simplestreams_error_page(self.raw, status) != 0 }
     }
 
     /// Reads the request's body, if there is one, and forgets it.

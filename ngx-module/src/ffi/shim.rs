@@ -3,8 +3,8 @@
 use std::ffi::c_int;
 
 use nginx_sys::{
-    ngx_chain_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_msec_t, ngx_uint_t,
-    ngx_variable_value_t, off_t,
+    ngx_chain_t, ngx_event_t, ngx_http_core_loc_conf_t, ngx_http_request_t, ngx_int_t, ngx_msec_t,
+    ngx_uint_t, ngx_variable_value_t, off_t,
 };
 
 unsafe extern "C" {
@@ -14,7 +14,10 @@ unsafe extern "C" {
     pub(super) fn ngx_http_simplestreams_vary(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_accepts_gzip(r: *mut ngx_http_request_t) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_etag(r: *mut ngx_http_request_t) -> ngx_uint_t;
-    pub(super) fn ngx_http_simplestreams_error_pages(r: *mut ngx_http_request_t) -> ngx_uint_t;
+    pub(super) fn ngx_http_simplestreams_error_page(
+        r: *mut ngx_http_request_t,
+        status: ngx_int_t,
+    ) -> ngx_uint_t;
     pub(super) fn ngx_http_simplestreams_body(
         r: *mut ngx_http_request_t,
         data: *mut u8,

@@ -113,3 +113,23 @@ fn a_file_that_cannot_be_read_is_an_error_for_owner_and_helpers() {
     crew.help(|| true);
     crew.work(&|_| true, &|_| {}).unwrap_err();
 }
+
+/// Reading fails while a helper is at work on a lane: an error for the owner, nothing for the helper.
+#[test]
+fn a_failure_while_a_helper_feeds_is_the_owners_alone() {
+    let content = content(3 * CHUNK);
+    let crew = crew(&content, content.len() as u64, &[b""]);
+    let (source, buffer) = match crew.next() {
+        Some(Step::Read(source, buffer)) => (source, buffer),
+        _ => panic!("the first step is to read"),
+    };
+    crew.carry_out(Step::Read(source, buffer));
+    assert!(crew.join());
+    let Some(Step::Feed(places, lanes, chunk)) = crew.next() else {
+        panic!("there is something to feed");
+    };
+    crew.state().failure = Some(io::Error::other("failed"));
+    assert!(crew.work(&|_| true, &|_| {}).is_err());
+    crew.carry_out(Step::Feed(places, lanes, chunk));
+    assert!(crew.next().is_none());
+}
