@@ -17,8 +17,8 @@ set -euo pipefail
 
 build=(nginx nginx-dev gcc libc6-dev libclang-dev make pkg-config)
 run=(busybox-static ca-certificates curl openssl squashfs-tools xz-utils)
-test=(bindfs incus-base incus-client jq lxd lxd-client openssh-server python3-venv qemu-utils rsync
-    strace wrk xdelta3 zstd)
+test=(bindfs incus-base incus-client jq libnginx-mod-http-geoip lxd lxd-client openssh-server
+    python3-venv qemu-utils rsync strace wrk xdelta3 zstd)
 # nginx's own tests load every module that this nginx was built to load.
 proof=(libnginx-mod-{http-{geoip,image-filter,perl,xslt-filter},mail,stream,stream-geoip}
     libcryptx-perl libfcgi-perl libio-socket-ssl-perl perl valgrind wrk)

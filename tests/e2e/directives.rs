@@ -400,6 +400,19 @@ http {
     indexes_are(&dir, &[Settings::new(dir.tree())]);
 }
 
+/// What a regular expression's location only inherits is no reason to refuse the configuration.
+#[test]
+fn a_root_with_variables_in_a_regular_expression_is_left_alone() {
+    let dir = Dir::new();
+    let homes = "location ~ ^/~([^/]+)(/.*)?$ { alias /home/$1/public_html$2; }";
+    let server = |here: &str| conf("", &format!("simplestreams on;\n        {here}"), "");
+    let output = dir.test(&server(homes));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = homes.replace("alias", "simplestreams on; alias");
+    let refusal = dir.refusal(&server(&said));
+    assert!(refusal.contains("needs a \"root\" without variables"), "{refusal}");
+}
+
 /// Without any index the module is not there: no helper, no directory, no thread.
 #[test]
 fn without_an_index_nothing_runs() {

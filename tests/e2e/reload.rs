@@ -157,6 +157,28 @@ fn reloads_upon_reloads() {
 }
 
 #[test]
+fn a_module_that_is_away_for_a_while_gives_up_its_places() {
+    // Any other dynamic module of HTTP, loaded first when both are there, with a directive that keeps
+    // something in its configuration.
+    const OTHER: &str = "load_module /usr/lib/nginx/modules/ngx_http_geoip_module.so;\n";
+    let dir = with_one_version();
+    let nginx = dir.start(CONF);
+    until_listed(&nginx, LISTED);
+    let proxy = "http {\n    geoip_proxy 127.0.0.1;\n    geoip_proxy_recursive on;";
+    let without: String = CONF
+        .replace("@GLOBALS@", "daemon off;\npid @DIR@/nginx.pid;\nerror_log @DIR@/error.log info;")
+        .replace("    @HTTP_GLOBALS@\n", "")
+        .replace("simplestreams on;", "");
+    nginx.reload_with(&without);
+    nginx.reload_with(&format!("{OTHER}{}", without.replace("http {", proxy)));
+    nginx.reload_with(&format!("{OTHER}{}", CONF.replace("http {", proxy)));
+    until_listed(&nginx, LISTED);
+    nginx.reload_with(&CONF.replace("http {", "http {\n    simplestreams_threads 1;"));
+    until_listed(&nginx, LISTED);
+    nginx.finish();
+}
+
+#[test]
 fn a_reload_changes_what_is_served() {
     let dir = with_one_version();
     dir.add_image("../other/images/os/2/amd64/default/20260202_0000", "other");

@@ -436,6 +436,23 @@ fn before_the_first_generation_the_answer_is_503() {
     assert_eq!(Ask::new("POST", "/streams/v1/index.json", "1.1").of(&nginx).status, 405);
 }
 
+/// An `error_page` replaces the header lines of the answer that it replaces, and no others; when to ask
+/// again is said beside a page too.
+#[test]
+fn error_pages_of_other_errors_change_nothing() {
+    let dir = Dir::new();
+    dir.hold_back(&Settings::new(dir.tree()));
+    let page = "error_page 503 /page.html; location = /page.html { return 200 page; } location / {";
+    let nginx = dir.start(&PLAIN.replace("location / {", page));
+    let answer = Ask::get("/streams/v1/index.json").of(&nginx);
+    assert_eq!((answer.status, answer.text()), (503, "page".to_owned()));
+    assert_eq!(answer.header("Retry-After"), Some("5"));
+    assert_eq!(answer.header("Access-Control-Allow-Origin"), None);
+    let answer = Ask::new("POST", "/streams/v1/index.json", "1.1").of(&nginx);
+    assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET, HEAD")));
+    assert_eq!(answer.header("Access-Control-Allow-Origin"), Some("*"));
+}
+
 const REUSEPORT: &str = "
 @GLOBALS@
 worker_processes 4;
