@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use simplestreams::{Index, Snapshot};
+use simplestreams::{Index, IndexOptions, Snapshot};
 
 use crate::cli::Update;
 use crate::config::Config;
@@ -71,9 +71,16 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     log::info!("indexing \"{}\"", tree.img_dir().display());
     // Somebody waits for this one.
     let all = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let index = Index::with_threads(tree.settings.clone(), tree.threads.unwrap_or_else(all))
-        .context("cannot start indexing")?;
+    let options = IndexOptions {
+        threads: tree.threads.unwrap_or_else(all),
+        once: true,
+        ..IndexOptions::default()
+    };
+    let index =
+        Index::open_with(tree.settings.clone(), options).context("cannot start indexing")?;
     let snapshot = complete(&index, tree.settings.settle, patience)?;
+    // The process ends in a moment; taking apart what it knows of each version takes longer.
+    std::mem::forget(index);
     let before = tree.written();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
     for change in Listing::of(&snapshot).changes_since(&before) {

@@ -167,7 +167,8 @@ impl Session {
         // First, for one index at a time has the file of hashes.
         self.index = None;
         let threads = self.tree.threads.unwrap_or_else(default_threads);
-        let options = IndexOptions { threads, hash_cache: self.hashes.clone() };
+        let options =
+            IndexOptions { threads, hash_cache: self.hashes.clone(), ..IndexOptions::default() };
         let index = Index::open_with(self.tree.settings.clone(), options);
         self.index = Some(index.context("cannot start indexing")?);
         let listed = !self.tree.written().versions.is_empty();

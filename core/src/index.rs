@@ -24,11 +24,15 @@ pub struct IndexOptions {
     /// is not read again; none by default. One index at a time can have it. Whoever can write it
     /// decides what is listed, so it belongs into a directory of this user's.
     pub hash_cache: Option<PathBuf>,
+    /// It is opened for one generation of all that is there now: nothing is published while versions
+    /// are being hashed, and what is added or renamed meanwhile may go unnoticed. Files that are
+    /// written to, and versions that go, are noticed as always. False by default.
+    pub once: bool,
 }
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { threads: default_threads(), hash_cache: None }
+        Self { threads: default_threads(), hash_cache: None, once: false }
     }
 }
 
@@ -95,7 +99,8 @@ impl Index {
             if let Some(path) = options.hash_cache {
                 hashing.cache().persist(&path);
             }
-            Indexer::new(settings, hashing, own, sink, shown).run(&events);
+            let indexer = Indexer::new(settings, hashing, own, sink, shown);
+            if options.once { indexer.once() } else { indexer }.run(&events);
         })?;
         Ok(Self { root, cell, gauges, pool, indexer })
     }

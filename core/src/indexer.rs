@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::hash::Outcome;
@@ -59,6 +60,9 @@ const REQUIREMENTS: &str = ".requirements";
 /// Events taken in before the next look at deadlines and publishing: a flood of them must not keep
 /// a finished version from being published.
 const BATCH: usize = 256;
+
+/// While more versions than that are being hashed, results are taken in by the handful.
+const CROWD: u64 = 64;
 
 /// What moves an indexer.
 pub(crate) enum Event {
@@ -103,6 +107,8 @@ pub(crate) struct Indexer {
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
+    /// See [`IndexOptions::once`](crate::IndexOptions::once).
+    once: bool,
     /// There are no events at all.
     unwatched: bool,
     /// A look failed for a reason that passes.
@@ -148,6 +154,7 @@ impl Indexer {
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
+            once: false,
             unwatched: false,
             is_blind: false,
             complained: None,
@@ -157,6 +164,13 @@ impl Indexer {
             gauges,
             settings,
         }
+    }
+
+    /// For one generation of what is there.
+    pub(crate) fn once(mut self) -> Self {
+        self.once = true;
+        self.publisher.only_complete();
+        self
     }
 
     /// Works until told to stop.
@@ -189,6 +203,10 @@ impl Indexer {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.tally.hashing.versions > CROWD {
+                // To wake up for each result costs more than to take it in.
+                thread::sleep(Duration::from_millis(1));
             }
             for event in events.try_iter().take(BATCH) {
                 if matches!(event, Event::Stop) {
@@ -316,7 +334,7 @@ impl Indexer {
         if self.watcher.as_ref().is_none_or(Watcher::has_ended) {
             self.start_watcher();
         }
-        if let Some(watcher) = &mut self.watcher {
+        if let Some(watcher) = self.watcher.as_mut().filter(|_| !self.once) {
             watcher.add(&self.tree, "");
         }
         self.look_at_override(REQUIREMENTS);
@@ -357,9 +375,10 @@ impl Indexer {
         if path.is_empty() {
             return;
         }
-        let Self { tree, watcher, .. } = self;
+        let Self { tree, watcher, once, .. } = self;
         let walk = scan::walk(tree, path, &mut |directory| {
-            if let Some(watcher) = watcher {
+            // Three of four directories are above versions.
+            if let Some(watcher) = watcher.as_mut().filter(|_| !*once) {
                 watcher.add(tree, directory);
             }
         });
@@ -498,9 +517,9 @@ impl Indexer {
             let pending = |version: &Version| version.is_hashing() || version.is_waiting();
             versions.iter().any(|(path, version)| pending(version) && is_newest(versions, path))
         };
-        let any_listed = self.versions.values().any(|version| version.entry().is_some());
-        let on_their_way = self.tally.hashing.versions > 0
-            || !any_listed && self.versions.values().any(Version::is_waiting);
+        let any_listed = self.tally.listed > 0;
+        let on_their_way =
+            self.tally.hashing.versions > 0 || !any_listed && self.tally.is_any_waiting();
         if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
             return;
         }

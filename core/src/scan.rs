@@ -110,7 +110,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
         Ok(Entry::Directory { .. }) | Err(_) => {}
     }
     let visited = HashSet::new();
-    let mut walker = Walker { tree, stream, enter, visited, found: &mut walk };
+    let mut walker = Walker { tree, stream, enter, visited, links: 0, found: &mut walk };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
     let mut at = stream.to_owned();
@@ -138,9 +138,12 @@ struct Walker<'a> {
     tree: &'a Tree,
     stream: &'a str,
     enter: &'a mut dyn FnMut(&str),
-    /// Directories that were read, by device and inode. A symbolic link leads into each at most
-    /// once: a few links in a circle would make more paths than there are atoms.
+    /// Directories that were read at the end of symbolic links and below, by device and inode. A link
+    /// leads into each at most once: a few links in a circle would make more paths than there are
+    /// atoms. Those of the stream itself no link leads into.
     visited: HashSet<(u64, u64)>,
+    /// How many symbolic links led to where it is.
+    links: usize,
     found: &'a mut Walk,
 }
 
@@ -205,7 +208,13 @@ impl Walker<'_> {
 
     /// Reads the directory at `path`, to which a symbolic link led if `linked`.
     fn directory(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
-        if !self.visit(path) && linked {
+        self.links += usize::from(linked);
+        self.read(path, linked, product);
+        self.links -= usize::from(linked);
+    }
+
+    fn read(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
+        if self.links > 0 && !self.visit(path) && linked {
             let remedy =
                 "remove the link, or let it lead to a directory that nothing else leads to";
             let reason = "the symbolic link leads to a directory that is in the tree already";

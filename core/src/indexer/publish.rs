@@ -23,6 +23,9 @@ const COST_FACTOR: u32 = 10;
 /// How long the first generation waits for the newest version of every product.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the newest versions are there, at most.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+
 /// How long what an earlier process published stays, at most, while it is being hashed again because
 /// it does not tell how to list what has not changed.
 const INHERITED: Duration = Duration::from_secs(3600);
@@ -139,6 +142,10 @@ pub(super) struct Publisher {
     awaiting: Option<Instant>,
     /// The first generation waits until then for the newest versions.
     held: Option<Instant>,
+    /// When that was looked at last.
+    looked: Option<Instant>,
+    /// Nothing is published while anything is being hashed.
+    only_complete: bool,
     last: Instant,
     cost: Duration,
     retry: Option<Instant>,
@@ -164,12 +171,19 @@ impl Publisher {
             pending: None,
             awaiting: None,
             held: None,
+            looked: None,
+            only_complete: false,
             last: Instant::now(),
             cost: Duration::ZERO,
             retry: None,
         };
         publisher.inherit();
         publisher
+    }
+
+    /// From now on nothing is published while anything is being hashed.
+    pub(super) fn only_complete(&mut self) {
+        self.only_complete = true;
     }
 
     fn inherit(&mut self) {
@@ -283,11 +297,14 @@ impl Publisher {
         if !self.dirty || self.pending.is_some() {
             return self.held;
         }
+        if self.only_complete && hashing > 0 {
+            return None;
+        }
         let when = if hashing == 0 || self.urgent {
             now
         } else if self.lineage.generation() == 0 {
-            // See `holds`: worth a look whenever something was hashed.
-            now
+            // See `holds`: worth a look when something was hashed.
+            self.looked.map_or(now, |looked| looked + FIRST_LOOK)
         } else {
             self.last + INTERVAL.max(self.cost * COST_FACTOR)
         };
@@ -309,6 +326,7 @@ impl Publisher {
             !any_listed && (is_first || self.awaiting.is_some_and(|until| now < until));
         let waits_for_newest = || is_first && now < self.last + FIRST && newest_pending();
         let holds = on_their_way && (waits_for_any || waits_for_newest());
+        self.looked = Some(now);
         if holds {
             // The next result, or the end of the wait, makes it dirty again.
             self.dirty = false;

@@ -17,6 +17,8 @@ use crate::version::Version;
 pub(super) struct Tally {
     /// What is being hashed or waits for it.
     pub(super) hashing: Amount,
+    /// Versions that are listed.
+    pub(super) listed: u64,
     /// Versions that wait for their writers, by their paths.
     waiting: BTreeSet<String>,
     /// The last report has another set of waiting versions.
@@ -43,6 +45,7 @@ impl Tally {
     fn moved(&mut self, path: &str, before: Standing, after: Standing) {
         self.hashing -= before.hashing;
         self.hashing += after.hashing;
+        self.listed = self.listed - u64::from(before.listed) + u64::from(after.listed);
         if before.waiting == after.waiting {
             return;
         }
@@ -55,17 +58,28 @@ impl Tally {
     }
 }
 
+impl Tally {
+    pub(super) fn is_any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
 /// What a version adds to the tally.
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
     hashing: Amount,
     waiting: bool,
+    listed: bool,
 }
 
 impl Standing {
     fn of(version: &Version) -> Self {
         let hashing = version.plan().filter(|_| version.is_hashing()).map(Amount::of);
-        Self { hashing: hashing.unwrap_or_default(), waiting: version.is_waiting() }
+        Self {
+            hashing: hashing.unwrap_or_default(),
+            waiting: version.is_waiting(),
+            listed: version.entry().is_some(),
+        }
     }
 }
 
@@ -80,7 +94,9 @@ impl Indexer {
         let before = Standing::of(version);
         let value = change(version);
         self.tally.moved(path, before, Standing::of(version));
-        self.changed.insert(path.to_owned());
+        if !self.changed.contains(path) {
+            self.changed.insert(path.to_owned());
+        }
         Some(value)
     }
 
