@@ -132,7 +132,7 @@ impl Sources {
 
 impl Config {
     fn new(said: Sayings, notes: Vec<String>) -> Result<Self, Refusal> {
-        let mut reader = Reader::new(said, notes);
+        let mut reader = Reader::new(said, notes)?;
         let aliases = aliases(&mut reader)?;
         let streams = streams(&mut reader)?;
         let threads = u32::try_from(default_threads().get()).ok();
