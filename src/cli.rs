@@ -10,7 +10,7 @@ Exit codes:
   0  done
   1  failed
   2  wrong usage or configuration, or a directory that must exist does not
-  3  done, but there are problems, and --strict was given
+  3  done, but there are problems (of images; of mirrors), and --strict was given
   4  another lxd-image-server holds the lock of the same index
   5  no watch is running";
 
@@ -164,6 +164,10 @@ pub struct Watch {
     /// Where the process id goes [default: /var/run/lxd-image-server/pidfile]
     #[arg(long, alias = "pid_file", value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+
+    /// Does nothing: the Python tool had it, and configuration files that are not there are watched anyhow
+    #[arg(long, alias = "skip_watch_config_non_existent", hide = true)]
+    pub skip_watch_config_non_existent: bool,
 }
 
 #[derive(Args, Debug)]
@@ -171,6 +175,10 @@ pub struct Mirrors {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Exit with 3 if a mirror was never reached, or fails and is behind, or if no watch is running for them
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// A time such as `90s`, `5m` or `1h 30m`.
