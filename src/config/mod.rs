@@ -21,6 +21,7 @@ use log::LevelFilter;
 use simplestreams::{Aliases, Settings, check_stream_name, default_threads};
 
 pub use mirrors::Mirror;
+pub use reader::quote as toml_text;
 pub use source::Refusal;
 
 use crate::logging::{Format, LogSettings, Target};

@@ -218,7 +218,8 @@ pub fn wrong_type(place: &Place, key: &str, wanted: &str, value: &Value) -> Refu
     wrong(place, key, &format!("must be {wanted}, not {}", value.kind()))
 }
 
-fn quote(text: &str) -> String {
+/// A string as TOML has it.
+pub fn quote(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
