@@ -10,7 +10,7 @@ Exit codes:
   0  done
   1  failed
   2  wrong usage or configuration, or a directory that must exist does not
-  3  done, but there are problems, and --strict was given
+  3  done, but there are problems (of images; of mirrors), and --strict was given
   4  another lxd-image-server holds the lock of the same index
   5  no watch is running";
 
@@ -33,7 +33,7 @@ pub struct Cli {
     #[arg(long, short, global = true)]
     pub verbose: bool,
 
-    /// Where to log, instead of what the configuration says
+    /// Where to log [default: for watch, what the configuration says; else standard error]
     #[arg(long, global = true, alias = "log_file", value_name = "FILE|STDOUT|STDERR")]
     pub log_file: Option<String>,
 
@@ -95,9 +95,10 @@ pub struct TreeArgs {
 
 #[derive(Args, Debug)]
 pub struct Init {
-    /// The directory that is to hold images and index
-    #[arg(long, alias = "root_dir", value_name = "DIR", default_value = "/var/www/simplestreams")]
-    pub root_dir: PathBuf,
+    /// The directory that is to hold images and index [default: the one that holds the configured img_dir,
+    /// else /var/www/simplestreams]
+    #[arg(long, alias = "root_dir", value_name = "DIR")]
+    pub root_dir: Option<PathBuf>,
 
     /// Where the certificate and its key are, or will be: nginx.crt and nginx.key
     #[arg(long, alias = "ssl_dir", value_name = "DIR", default_value = "/etc/nginx/ssl")]
@@ -107,16 +108,20 @@ pub struct Init {
     #[arg(long, alias = "ssl_skip")]
     pub ssl_skip: bool,
 
-    /// A name or address for the certificate, beside those of this host; may be repeated
-    #[arg(long, value_name = "NAME|ADDRESS")]
+    /// No nginx site, and no certificate: another web server serves the directory
+    #[arg(long, alias = "nginx_skip")]
+    pub nginx_skip: bool,
+
+    /// A name or address for a new certificate, beside those of this host; may be repeated
+    #[arg(long, value_name = "NAME|ADDRESS", value_parser = host)]
     pub san: Vec<String>,
 
     /// Make the certificate and nothing else
-    #[arg(long, alias = "certificate_only", conflicts_with = "ssl_skip")]
+    #[arg(long, alias = "certificate_only", conflicts_with_all = ["ssl_skip", "nginx_skip"])]
     pub certificate_only: bool,
 
     /// The port that a new nginx site listens on [default: 8443, or 8080 with --ssl-skip]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
 
     /// The directory of nginx.conf, sites-available and sites-enabled
@@ -126,6 +131,13 @@ pub struct Init {
     /// Say what would be done, and do nothing
     #[arg(long, short = 'n', alias = "dry_run")]
     pub dry_run: bool,
+}
+
+impl Init {
+    /// Whether somebody else does TLS.
+    pub fn skips_certificate(&self) -> bool {
+        self.ssl_skip || self.nginx_skip
+    }
 }
 
 #[derive(Args, Debug)]
@@ -138,14 +150,9 @@ pub struct Update {
     pub strict: bool,
 
     /// Where nginx's module keeps its state (simplestreams_state_path); if it serves this tree, it is
-    /// made to hash everything anew, too
-    #[arg(
-        long,
-        alias = "state_dir",
-        value_name = "DIR",
-        default_value = "/var/lib/nginx/simplestreams"
-    )]
-    pub state_dir: PathBuf,
+    /// made to hash everything anew, too [default: /var/lib/nginx/simplestreams]
+    #[arg(long, alias = "state_dir", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 
     /// Do not wait until nginx's module has done so
     #[arg(long, alias = "no_wait")]
@@ -164,6 +171,10 @@ pub struct Watch {
     /// Where the process id goes [default: /var/run/lxd-image-server/pidfile]
     #[arg(long, alias = "pid_file", value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+
+    /// Does nothing: the Python tool had it, and configuration files that are not there are watched anyhow
+    #[arg(long, alias = "skip_watch_config_non_existent", hide = true)]
+    pub skip_watch_config_non_existent: bool,
 }
 
 #[derive(Args, Debug)]
@@ -171,9 +182,78 @@ pub struct Mirrors {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Exit with 3 if a mirror was never reached, or fails and is behind, or if no watch is running for them
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// A time such as `90s`, `5m` or `1h 30m`.
 fn duration(text: &str) -> Result<std::time::Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+/// A name of a host as certificates have it, or an address.
+fn host(text: &str) -> Result<String, String> {
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(address.to_string());
+    }
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'_');
+        plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let mut labels = text.strip_prefix("*.").unwrap_or(text).split('.');
+    // What ends in a number is an address, which this is not.
+    let last = text.rsplit('.').next().unwrap_or_default();
+    let number = last.bytes().all(|c| c.is_ascii_digit());
+    match labels.all(is_label) && !number && text.len() <= 253 {
+        true => Ok(text.to_owned()),
+        false => Err("neither a host name such as images.example.org nor an IP address".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses() {
+        for good in [
+            "images",
+            "images.example.org",
+            "*.example.org",
+            "xn--bcher-kva.example",
+            "192.0.2.1",
+            "::1",
+        ] {
+            assert_eq!(host(good).as_deref(), Ok(good));
+        }
+        assert_eq!(host("2001:DB8:0::1").unwrap(), "2001:db8::1");
+        let long = ["a"; 128].join(".");
+        for bad in [
+            "",
+            ".",
+            "bad name!",
+            "300.1.1.1",
+            "1.2.3",
+            "-a",
+            "a-",
+            "a..b",
+            "a.",
+            "*",
+            "a.*",
+            "a:1",
+            "[::1]",
+            "b\u{fc}cher",
+            &long,
+        ] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
 }

@@ -9,7 +9,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage or configuration, or a directory that must exist does not.
     Usage = 2,
-    /// Done, with `--strict`, but there are problems.
+    /// Done, but with `--strict` there are problems, of images or of mirrors.
     Problems = 3,
     /// Another instance holds the lock.
     Locked = 4,

@@ -8,7 +8,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::unistd::{Uid, User};
 use rustix::fs::OFlags;
 
 use crate::exit::{Exit, Stop};
@@ -34,7 +35,7 @@ pub struct Lock {
 pub fn streams(streams_dir: &Path) -> Result<Lock> {
     let path = streams_dir.join(LOCK);
     let what = || format!("cannot lock \"{}\"", path.display());
-    let mut file = open(&path).with_context(what)?;
+    let mut file = open(&path).map_err(|err| refused(err, streams_dir)).with_context(what)?;
     match file.try_lock() {
         Ok(()) => {
             let command: Vec<String> = std::env::args().collect();
@@ -45,16 +46,41 @@ pub fn streams(streams_dir: &Path) -> Result<Lock> {
         Err(TryLockError::WouldBlock) => {
             let holder = read_start(&file);
             let (pid, command) = holder.trim().split_once(' ').unwrap_or(("unknown", "unknown"));
+            let remedy = match command.split(' ').any(|word| word == "watch") {
+                true => {
+                    "it keeps the index up to date by itself; to do it by hand, stop it first (the \
+                     service: systemctl stop lxd-image-server)"
+                }
+                false => "try again when it has ended",
+            };
             Err(Stop::with(
                 Exit::Locked,
                 format!(
-                    "the index in \"{}\" is written by another process: pid {pid}, \"{command}\"",
+                    "the index in \"{}\" is written by another process: pid {pid}, \"{command}\"; \
+                     {remedy}",
                     streams_dir.display()
                 ),
             ))
         }
         Err(TryLockError::Error(err)) => Err(err).with_context(what),
     }
+}
+
+/// An error of opening a file in `dir`; where this user may not, with who may.
+fn refused(err: io::Error, dir: &Path) -> anyhow::Error {
+    if err.kind() != io::ErrorKind::PermissionDenied {
+        return err.into();
+    }
+    let Ok(owner) = fs::metadata(dir).map(|meta| meta.uid()) else {
+        return err.into();
+    };
+    let user = User::from_uid(Uid::from_raw(owner)).ok().flatten();
+    let user = user.map_or_else(|| owner.to_string(), |user| user.name);
+    let (dir, root) = (dir.display(), if owner == 0 { "" } else { ", or as root" });
+    anyhow!(
+        "{err}; run this as {user}, who owns \"{dir}\"{root}; or give that and what is in it to the \
+         user who is to write there (chown -R)"
+    )
 }
 
 /// Opens the lock file. One that root makes belongs to the directory's owner, so that the service
@@ -130,7 +156,8 @@ impl PidFile {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).with_context(what)?;
         }
-        let mut file = open(path).with_context(what)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = open(path).map_err(|err| refused(err, dir)).with_context(what)?;
         match file.try_lock() {
             // Its holder may have removed it between the two.
             Ok(()) if !leads_to(path, &file) => Self::take(path),
@@ -141,7 +168,10 @@ impl PidFile {
             Err(TryLockError::WouldBlock) => {
                 let pid = read_start(&file);
                 let (path, pid) = (path.display(), pid.trim());
-                let message = format!("pid file \"{path}\" belongs to a running watch: pid {pid}");
+                let message = format!(
+                    "pid file \"{path}\" belongs to a running watch: pid {pid}; stop that first, or \
+                     give this one a --pid-file of its own"
+                );
                 Err(Stop::with(Exit::Locked, message))
             }
             Err(TryLockError::Error(err)) => Err(err).with_context(what),

@@ -94,15 +94,23 @@ pub fn load(cli: &Cli, sources: &Sources) -> Result<Config> {
 
 /// Logs as configured, except for what the command line says otherwise.
 ///
+/// Where the configuration sends the log to is about the watch. Somebody typed the others, and looks at the
+/// terminal; and few may write to the watch's file.
+///
 /// # Errors
 ///
 /// When the file that the command line names cannot be opened. A configured one is replaced by
 /// standard error: the Python tool's default is a file that only its service may write.
 fn log_as(cli: &Cli, settings: &LogSettings) -> Result<()> {
     let mut settings = settings.clone();
-    if let Some(target) = &cli.log_file {
+    let target = match &cli.log_file {
+        Some(target) => Some(Target::parse(target)),
+        None if matches!(cli.command, Command::Watch(_)) => None,
+        None => Some(Target::Stderr),
+    };
+    if let Some(target) = target {
         let level = settings.sinks.iter().map(|(_, level)| *level).max();
-        settings.sinks = vec![(Target::parse(target), level.unwrap_or(LevelFilter::Info))];
+        settings.sinks = vec![(target, level.unwrap_or(LevelFilter::Info))];
     }
     if cli.verbose {
         settings.sinks.iter_mut().for_each(|(_, level)| *level = LevelFilter::Debug);

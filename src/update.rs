@@ -29,11 +29,11 @@ const MAX_NAMED: usize = 10;
 ///
 /// # Errors
 ///
-/// See [`Exit`]; with `--strict`, [`Exit::Problems`] if anything in the tree is wrong.
+/// See [`Exit`]: [`Exit::Usage`] if a state directory was named that is not there; with `--strict`, [`Exit::Problems`] if anything in the tree is wrong.
 pub fn run(args: &Update, config: &Config) -> Result<()> {
     let tree = Tree::new(&args.tree, config)?;
     // Both at once: what one has read, the other finds in memory.
-    let asked = rehash::ask(&args.state_dir, &tree.settings.root);
+    let asked = rehash::ask(args.state_dir.as_deref(), &tree.settings.root)?;
     let snapshot = make(&tree, args.patience)?;
     if !args.no_wait {
         asked.wait();

@@ -21,6 +21,7 @@ use log::LevelFilter;
 use simplestreams::{Aliases, Settings, check_stream_name, default_threads};
 
 pub use mirrors::Mirror;
+pub use reader::quote as toml_text;
 pub use source::Refusal;
 
 use crate::logging::{Format, LogSettings, Target};
@@ -132,7 +133,7 @@ impl Sources {
 
 impl Config {
     fn new(said: Sayings, notes: Vec<String>) -> Result<Self, Refusal> {
-        let mut reader = Reader::new(said, notes);
+        let mut reader = Reader::new(said, notes)?;
         let aliases = aliases(&mut reader)?;
         let streams = streams(&mut reader)?;
         let threads = u32::try_from(default_threads().get()).ok();

@@ -24,6 +24,9 @@ const KNOWN: [&str; 14] = [
     "mirroring.retry_max",
 ];
 
+/// What must be a table wherever it is said.
+const TABLES: [&str; 4] = ["log", "logging", "mirroring", "mirrors"];
+
 /// How far a misspelt key may be from the one that is proposed (`strsim::normalized_levenshtein`).
 const NEAR: f64 = 0.6;
 
@@ -45,8 +48,19 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(said: Sayings, notes: Vec<String>) -> Self {
-        Self { said, shown: Vec::new(), notes }
+    /// # Errors
+    ///
+    /// A table was given as something else, so that none of its keys would count.
+    pub fn new(said: Sayings, notes: Vec<String>) -> Result<Self, Refusal> {
+        for name in TABLES {
+            match said.get([name.to_owned()].as_slice()) {
+                Some(said) if said.value != Value::Table => {
+                    return Err(wrong_type(&said.place, name, "a table", &said.value));
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { said, shown: Vec::new(), notes })
     }
 
     /// Whether any file says `key`.
@@ -204,7 +218,8 @@ pub fn wrong_type(place: &Place, key: &str, wanted: &str, value: &Value) -> Refu
     wrong(place, key, &format!("must be {wanted}, not {}", value.kind()))
 }
 
-fn quote(text: &str) -> String {
+/// A string as TOML has it.
+pub fn quote(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

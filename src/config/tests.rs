@@ -69,6 +69,10 @@ fn what_is_wrong_has_file_line_column_and_key() {
             "c.toml:3:1: key \"mirrors.a.remote\" is",
         ),
         (&mirror.replace("\"u\"", "\"u x\""), "c.toml:2:1: key \"mirrors.a.user\" is no user"),
+        ("log = \"x\"", "c.toml:1:1: key \"log\" must be a table, not a string"),
+        ("logging = 1", "c.toml:1:1: key \"logging\" must be a table, not a number"),
+        ("mirroring = 4", "c.toml:1:1: key \"mirroring\" must be a table, not a number"),
+        ("[[mirrors]]\na = 5", "c.toml:1:3: key \"mirrors\" must be a table, not a list"),
         ("[mirrors]\na = 5", "c.toml:2:1: key \"mirrors.a\" must be a table, not a number"),
     ];
     for (text, expected) in cases {

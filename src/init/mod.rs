@@ -4,19 +4,24 @@
 //! may be given again, and on a host that the Python tool prepared. Modes are what a web server under
 //! another user needs: directories 0755, the private key 0600.
 
+mod advice;
 mod certificate;
+mod names;
 mod site;
+mod text;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, absolute};
+use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use simplestreams::check_stream_name;
 
 use crate::cli::{Init, TreeArgs};
 use crate::config::Config;
+use crate::exit::Stop;
 use crate::tree::Tree;
 use crate::{out, update};
 
@@ -31,43 +36,76 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn run(args: &Init, config: &Config) -> Result<()> {
     let steps = Steps { dry_run: args.dry_run };
     if args.certificate_only {
-        return make_certificate(&steps, args, &certificate::names(&args.san));
+        return certificate::make(&steps, &args.ssl_dir, &args.san).map(drop);
     }
-    let root = absolute(&args.root_dir).context("--root-dir")?;
-    let (images, streams) = (root.join("images"), root.join("streams/v1"));
-    for dir in [&images, &streams] {
+    let place = Place::new(args, config)?;
+    for dir in [&place.images, &place.streams_dir] {
         steps.directory(dir)?;
     }
-    let names = certificate::names(&args.san);
-    if args.ssl_skip {
-        out::line(format_args!("no certificate: TLS ends at a proxy"));
+    let host = if args.skips_certificate() {
+        let why = if args.nginx_skip { "TLS is not nginx's here" } else { "TLS ends at a proxy" };
+        out::line(format_args!("no certificate: {why}"));
+        certificate::first(&names::of_host(&args.san))
     } else {
-        make_certificate(&steps, args, &names)?;
-    }
-    let site = site::Site { args, root: &root };
+        certificate::make(&steps, &args.ssl_dir, &args.san)?
+    };
+    let site = site::Site { args, root: &place.root, streams: &place.streams };
     let enabled = site.enable(&steps)?;
-    if fs::exists(streams.join("images.json")).unwrap_or(false) {
-        out::line(format_args!("the index is there already"));
-    } else {
-        steps.step(&format!("make the first index in {}", streams.display()), || {
-            let tree = TreeArgs {
-                img_dir: Some(images),
-                streams_dir: Some(streams.clone()),
-                threads: None,
-            };
-            let snapshot = update::make(&Tree::new(&tree, config)?, PATIENCE)?;
-            update::report_problems(&snapshot);
-            Ok(())
-        })?;
-    }
+    let port = enabled.port;
+    first_index(&steps, &place, config)?;
     enabled.reload(&steps)?;
-    say_how_to_add(args, &names);
+    advice::service(&place, config);
+    advice::clients(args, &host, port);
     Ok(())
 }
 
-fn make_certificate(steps: &Steps, args: &Init, names: &[String]) -> Result<()> {
-    steps.directory(&args.ssl_dir)?;
-    certificate::make(steps, &args.ssl_dir, names)
+fn first_index(steps: &Steps, place: &Place, config: &Config) -> Result<()> {
+    let dir = &place.streams_dir;
+    if fs::exists(dir.join("images.json")).unwrap_or(false) {
+        out::line(format_args!("the index is there already"));
+        return Ok(());
+    }
+    steps.step(&format!("make the first index in {}", dir.display()), || {
+        let tree = TreeArgs {
+            img_dir: Some(place.images.clone()),
+            streams_dir: Some(dir.clone()),
+            threads: None,
+        };
+        let snapshot = update::make(&Tree::new(&tree, config)?, PATIENCE)?;
+        update::report_problems(&snapshot);
+        Ok(())
+    })
+}
+
+/// Where images and index are.
+struct Place {
+    root: PathBuf,
+    images: PathBuf,
+    /// Where nginx looks for index files below the root, and so does whoever has no module.
+    streams_dir: PathBuf,
+    /// Names of the directories of images.
+    streams: Vec<String>,
+}
+
+impl Place {
+    /// What the option says, else where the configuration has the images.
+    fn new(args: &Init, config: &Config) -> Result<Self> {
+        let images = match &args.root_dir {
+            Some(root) => absolute(root).context("--root-dir")?.join("images"),
+            None => absolute(&config.img_dir).context("img_dir")?,
+        };
+        let (Some(root), Some(stream)) = (images.parent(), images.file_name()) else {
+            return Err(Stop::usage("img_dir must have a parent"));
+        };
+        let stream = stream.to_string_lossy().into_owned();
+        check_stream_name(&stream).map_err(|what| {
+            Stop::usage(format!("the last part of img_dir \"{}\" {what}", images.display()))
+        })?;
+        let more = config.streams.iter().filter(|name| **name != stream).cloned();
+        let streams = std::iter::once(stream.clone()).chain(more).collect();
+        let root = root.to_owned();
+        Ok(Self { streams_dir: root.join("streams/v1"), root, images, streams })
+    }
 }
 
 /// Does things, or says that it would.
@@ -101,27 +139,4 @@ fn write_new(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
-}
-
-fn say_how_to_add(args: &Init, names: &[String]) {
-    let host = names.first().map_or("localhost", String::as_str);
-    let port = args.port.unwrap_or(site::PORT_TLS);
-    out::line(format_args!("\nAdd this server to a client, under a name such as \"mine\":\n"));
-    let url = match args.ssl_skip {
-        true => "https://YOUR-PROXY".to_owned(),
-        false => format!("https://{host}:{port}"),
-    };
-    for client in ["lxc", "incus"] {
-        if !args.ssl_skip {
-            out::line(format_args!("    mkdir -p ~/.config/{client}/servercerts"));
-            let certificate = args.ssl_dir.join(certificate::CERTIFICATE);
-            out::line(format_args!(
-                "    cp {} ~/.config/{client}/servercerts/mine.crt",
-                certificate.display()
-            ));
-        }
-        out::line(format_args!(
-            "    {client} remote add mine {url} --protocol=simplestreams --public\n"
-        ));
-    }
 }

@@ -9,14 +9,16 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Steps, certificate, write_new};
+use super::text::{Text, port_of};
+use super::{Steps, write_new};
 use crate::cli::Init;
 use crate::mirror::is_installed;
 use crate::out;
+use crate::rehash::ENABLED_MODULE;
 use simplestreams::printable;
 
 /// The port of the Python tool's site.
-pub const PORT_TLS: u16 = 8443;
+const PORT_TLS: u16 = 8443;
 
 /// Behind a proxy that does TLS.
 const PORT_PLAIN: u16 = 8080;
@@ -24,20 +26,21 @@ const PORT_PLAIN: u16 = 8080;
 /// The name of the Python tool's site.
 const NAME: &str = "simplestreams.conf";
 
-/// Where Debian's nginx lists the module when it is installed and enabled.
-const ENABLED_MODULE: &str = "modules-enabled/50-mod-http-simplestreams.conf";
-
 /// What the site is made from.
 pub struct Site<'a> {
     pub args: &'a Init,
     pub root: &'a Path,
+    /// Names of the directories of images.
+    pub streams: &'a [String],
 }
 
 /// A site that is linked, and not loaded yet.
 pub struct Enabled<'a> {
     args: &'a Init,
-    /// The link, if it was made now.
-    link: Option<PathBuf>,
+    /// The port that it listens on.
+    pub port: u16,
+    /// What was made now: the link, and the site if there was none.
+    made: Vec<PathBuf>,
 }
 
 impl<'a> Site<'a> {
@@ -45,13 +48,14 @@ impl<'a> Site<'a> {
     ///
     /// # Errors
     ///
-    /// When its port is taken, or a file cannot be written.
+    /// When nginx refuses its configuration already, the port is taken, or a file cannot be written.
     pub fn enable(&self, steps: &Steps) -> Result<Enabled<'a>> {
-        let dir = &self.args.nginx_dir;
-        if !is_installed("nginx") || !dir.is_dir() {
-            out::line(format_args!("nginx is not installed (package nginx): no site is made"));
-            return Ok(Enabled { args: self.args, link: None });
+        let enabled = |port, made| Ok(Enabled { args: self.args, port, made });
+        if let Some(reason) = self.is_out_of_place() {
+            out::line(format_args!("{reason}: no nginx site is made"));
+            return enabled(self.wanted_port(), Vec::new());
         }
+        let dir = &self.args.nginx_dir;
         let available = dir.join("sites-available").join(NAME);
         let link = dir.join("sites-enabled").join(NAME);
         // The Python tool, installed without its package, left a link to a site that is not there.
@@ -61,17 +65,21 @@ impl<'a> Site<'a> {
         }
         if link.exists() {
             out::line(format_args!("the nginx site {} is there already", link.display()));
-            return Ok(Enabled { args: self.args, link: None });
+            return enabled(self.port_of(&link), Vec::new());
         }
-        if !available.exists() {
-            self.check_port()?;
-            self.check_paths()?;
-            let what = format!("write nginx site {}", available.display());
-            steps.step(&what, || {
-                make_parent(&available)?;
-                Ok(write_new(&available, &self.text(), 0o644)?)
-            })?;
+        // nginx refuses a link that leads nowhere, too, and that one is about to be put right.
+        if !dangling && !steps.dry_run {
+            self.check_before()?;
         }
+        let mut made = Vec::new();
+        let port = if available.exists() {
+            out::line(format_args!("the nginx site {} is there already", available.display()));
+            self.port_of(&available)
+        } else {
+            self.write(steps, &available)?;
+            made.push(available.clone());
+            self.wanted_port()
+        };
         if !dangling {
             let what = format!("link {} to {}", link.display(), available.display());
             steps.step(&what, || {
@@ -79,20 +87,81 @@ impl<'a> Site<'a> {
                 Ok(symlink(&available, &link)?)
             })?;
         }
+        made.push(link);
         if steps.dry_run {
             out::line("would test nginx's configuration, and reload nginx");
+            made.clear();
         }
-        Ok(Enabled { args: self.args, link: (!steps.dry_run).then_some(link) })
+        enabled(port, made)
     }
 
-    fn port(&self) -> u16 {
+    /// Why no site can be made, if that is so.
+    fn is_out_of_place(&self) -> Option<String> {
+        let dir = &self.args.nginx_dir;
+        if self.args.nginx_skip {
+            Some("nginx is left alone".to_owned())
+        } else if !is_installed("nginx") {
+            Some("nginx is not installed (package nginx)".to_owned())
+        } else if !dir.is_dir() {
+            Some(format!("there is no directory {} (--nginx-dir)", dir.display()))
+        } else {
+            None
+        }
+    }
+
+    fn write(&self, steps: &Steps, available: &Path) -> Result<()> {
+        self.check_port()?;
+        self.check_paths()?;
+        let text = Text {
+            port: self.wanted_port(),
+            root: self.root,
+            tls: (!self.args.ssl_skip).then_some(self.args.ssl_dir.as_path()),
+            v6: Path::new("/proc/net/if_inet6").exists(),
+            module: self.args.nginx_dir.join(ENABLED_MODULE).exists(),
+            streams: self.streams,
+        };
+        steps.step(&format!("write nginx site {}", available.display()), || {
+            make_parent(available)?;
+            Ok(write_new(available, &text.to_string(), 0o644)?)
+        })
+    }
+
+    /// The port of a new site.
+    fn wanted_port(&self) -> u16 {
         let default = if self.args.ssl_skip { PORT_PLAIN } else { PORT_TLS };
         self.args.port.unwrap_or(default)
     }
 
+    /// The port of a site that is there, with a warning if another one was asked for.
+    fn port_of(&self, site: &Path) -> u16 {
+        let port = fs::read_to_string(site).ok().and_then(|text| port_of(&text));
+        if let Some(asked) = self.args.port.filter(|asked| port != Some(*asked)) {
+            let (site, listens) =
+                (site.display(), port.map_or(String::new(), |p| format!(" on port {p}")));
+            log::warn!(
+                "--port {asked} has no effect: the nginx site {site} is there already{listens}; change it \
+                 there, or remove the site and its link in sites-enabled first"
+            );
+        }
+        port.unwrap_or(self.wanted_port())
+    }
+
+    /// What nginx refuses without the new site is not the new site's fault.
+    fn check_before(&self) -> Result<()> {
+        let output = nginx(self.args, &["-t"])?;
+        if !output.status.success() {
+            bail!(
+                "nginx refused its configuration before anything was changed: {}; put that right, and give \
+                 the command again",
+                words(&output)
+            );
+        }
+        Ok(())
+    }
+
     /// nginx would only find out when it is reloaded, and say so in its log alone.
     fn check_port(&self) -> Result<()> {
-        let port = self.port();
+        let port = self.wanted_port();
         for address in ["0.0.0.0", "::"] {
             // One after the other, for the second is both. Other errors are nginx's to report.
             let bound = TcpListener::bind((address, port));
@@ -117,49 +186,6 @@ impl<'a> Site<'a> {
         }
         Ok(())
     }
-
-    fn text(&self) -> String {
-        let (port, root) = (self.port(), self.root.display());
-        let tls = match self.args.ssl_skip {
-            true => String::new(),
-            false => format!(
-                "    ssl_certificate \"{}\";\n    ssl_certificate_key \"{}\";\n    # lxc and incus speak \
-                 TLS 1.3 alone.\n    ssl_protocols TLSv1.2 TLSv1.3;\n",
-                self.args.ssl_dir.join(certificate::CERTIFICATE).display(),
-                self.args.ssl_dir.join(certificate::KEY).display(),
-            ),
-        };
-        // nginx does not start with an address of a kind that the kernel does not have.
-        let v6 = match Path::new("/proc/net/if_inet6").exists() {
-            true => {
-                format!("    listen [::]:{port}{};\n", if self.args.ssl_skip { "" } else { " ssl" })
-            }
-            false => String::new(),
-        };
-        let ssl = if self.args.ssl_skip { "" } else { " ssl" };
-        // The index: from the module where nginx has it, from the files that "watch" writes elsewhere.
-        let index = match self.args.nginx_dir.join(ENABLED_MODULE).exists() {
-            true => "        simplestreams on;\n",
-            false => {
-                "        index index.json;\n        types { application/json json; }\n        \
-                 gzip_static on;\n        gzip_vary on;\n        \
-                 add_header Access-Control-Allow-Origin *;\n"
-            }
-        };
-        format!(
-            "# Written by lxd-image-server init, and yours from now on.\n\
-             server {{\n    listen {port}{ssl};\n{v6}{tls}    \
-             root \"{root}\";\n    autoindex off;\n    \
-             # Whoever may upload could publish any file that nginx can read, by a symbolic link.\n    \
-             disable_symlinks if_not_owner from=$document_root;\n\n    location /streams/v1/ {{\n{index}        \
-             location ~ /\\. {{\n            return 404;\n        }}\n    }}\n\n    \
-             # The clients undo a Content-Encoding before they check the hash.\n    \
-             location /images/ {{\n        types {{ }}\n        \
-             default_type application/octet-stream;\n        gzip off;\n        sendfile on;\n        \
-             tcp_nopush on;\n        location ~ /\\. {{\n            return 404;\n        }}\n    }}\n\n    \
-             location / {{\n        return 404;\n    }}\n}}\n"
-        )
-    }
 }
 
 impl Enabled<'_> {
@@ -167,20 +193,30 @@ impl Enabled<'_> {
     ///
     /// # Errors
     ///
-    /// What nginx says; a link that was made now is taken away again, so that nginx can go on.
+    /// What nginx says; what was made now is taken away again, so that nginx can go on and the command can
+    /// be given again.
     pub fn reload(self, steps: &Steps) -> Result<()> {
-        let Some(link) = &self.link else {
+        if self.made.is_empty() {
             return Ok(());
-        };
+        }
         steps.step("test nginx's configuration", || {
-            let output = self.nginx(&["-t"])?;
+            let output = nginx(self.args, &["-t"])?;
             if !output.status.success() {
-                fs::remove_file(link).context("cannot take the link away again")?;
-                bail!("nginx refuses the new site, which is unlinked again: {}", words(&output));
+                for path in self.made.iter().rev() {
+                    let what = || format!("cannot take {} away again", path.display());
+                    fs::remove_file(path).with_context(what)?;
+                }
+                let made: Vec<String> =
+                    self.made.iter().map(|path| path.display().to_string()).collect();
+                bail!(
+                    "nginx refuses the new site: {}; removed again: {}",
+                    words(&output),
+                    made.join(", ")
+                );
             }
             Ok(())
         })?;
-        let output = self.nginx(&["-s", "reload"])?;
+        let output = nginx(self.args, &["-s", "reload"])?;
         match output.status.success() {
             true => out::line(format_args!("reload nginx")),
             // It is not running, then: its configuration was fine a moment ago.
@@ -190,12 +226,12 @@ impl Enabled<'_> {
         }
         Ok(())
     }
+}
 
-    fn nginx(&self, options: &[&str]) -> Result<Output> {
-        let conf = self.args.nginx_dir.join("nginx.conf");
-        let output = Command::new("nginx").arg("-c").arg(conf).args(options).output();
-        output.context("cannot run nginx")
-    }
+fn nginx(args: &Init, options: &[&str]) -> Result<Output> {
+    let conf = args.nginx_dir.join("nginx.conf");
+    let output = Command::new("nginx").arg("-c").arg(conf).args(options).output();
+    output.context("cannot run nginx")
 }
 
 fn words(output: &Output) -> String {

@@ -139,7 +139,7 @@ fn watch_is_fresh_and_stops_cleanly() {
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(4), "{said}");
         assert!(said.contains(&format!("pid {}, ", watch.process().0)), "{said}");
-        assert!(said.contains("watch"), "{said}");
+        assert!(said.contains("watch\"; it keeps the index up to date by itself"), "{said}");
     }
     drop(watch);
     assert_eq!(listed(&dir), ["20260102_0000"], "the index stays");
@@ -341,9 +341,16 @@ fn log_lines_for_files_journald_and_machines() {
     assert!(lines.lines().all(|line| line.starts_with('<')), "{lines}");
     assert!(lines.lines().any(|line| line.starts_with("<4>") && line.contains("unknown_key")));
 
-    // A file of the watch is opened again after rotation.
+    // A configured file is the watch's; what somebody types is answered where it was typed.
     configure(&dir, "[log]\nfile = \"@/rotated.log\"");
     let rotated = dir.path().join("rotated.log");
+    let output = run(&mut command(&dir, &["update"]));
+    assert!(stderr(&output).contains("the index in"), "{output:?}");
+    let output = run(&mut command(&dir, &["reload"]));
+    assert!(stderr(&output).contains("no watch is running"), "{output:?}");
+    assert!(!rotated.exists());
+
+    // It is opened again after rotation.
     let watch = Watch::start(&dir);
     until("lines", || fs::read_to_string(&rotated).ok().filter(|text| text.contains("watching")));
     fs::rename(&rotated, dir.path().join("rotated.log.1")).expect("rotated");
@@ -456,4 +463,5 @@ fn without_permission_it_says_where() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = stderr(&output);
     assert!(said.contains("cannot lock") && said.contains("Permission denied"), "{said}");
+    assert!(said.contains("run this as root, who owns"), "{said}");
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use simplestreams::Digest;
 
 use crate::command::program::{Watch, bare, run, stderr, streams, succeed};
-use crate::harness::{Dir, signal, until};
+use crate::harness::{Ask, Dir, signal, until};
 
 /// As the Python tool's documentation shows it.
 const CONFIG: &str = "\
@@ -190,12 +190,60 @@ fn the_packaged_configuration_is_understood() {
     ] {
         assert!(printed.contains(line), "{line}: {printed}");
     }
-    // Standard error takes errors alone, the file has what there is to say of the rest.
-    assert_eq!(stderr(&output), "");
-    let log = fs::read_to_string(&log).expect("log");
+    // Its file and its levels are for the watch: whoever types a command looks at the terminal.
+    assert!(!log.exists());
+    let log = stderr(&output);
     assert!(log.contains("write [mirrors.lxdhub]"), "{log}");
     assert!(log.contains("[logging]: only levels, files and streams are used, not formatters"));
     assert_eq!(log.lines().count(), 2, "{log}");
+}
+
+/// What the Python tool's package has nginx do, in clear: its site includes the rest.
+const SITE: &str = r"
+@GLOBALS@
+events {}
+http {
+    @HTTP_GLOBALS@
+    server {
+        listen 127.0.0.1:@PORT@;
+        root @TREE@;
+        @INDEX@
+        location ~ \.json$ { add_header Content-Type application/json; }
+        location ~ \.squashfs$ { add_header Content-Type application/octet-stream; }
+        location ~ \.tar.xz$ { add_header Content-Type application/octet-stream; }
+        location ~ ^/(images/)?$ { return 403; }
+    }
+}
+";
+
+/// With the lines that `docs/migrating.md` puts into that site the module answers, whose entity tags are
+/// not nginx's; without the `^~` the file that is left there would.
+#[test]
+fn the_module_takes_over_in_the_old_site() {
+    let dir = Dir::new();
+    tree(&dir);
+    fs::write(streams(&dir).join("images.json"), "frozen").expect("index file");
+    let document =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/migrating.md"));
+    let document = document.expect("docs/migrating.md");
+    let lines = document.split("   ```").nth(1).expect("the first block");
+    assert!(lines.contains("location ^~ /streams/v1/ {"), "{lines}");
+    let lines = lines.replace("/var/www/simplestreams", "@TREE@");
+    let ask = |lines: &str| {
+        let nginx = dir.start(&SITE.replace("@INDEX@", lines));
+        let answer = until("the index", || {
+            let answer = Ask::get("/streams/v1/images.json").of(&nginx);
+            (answer.status == 200).then_some(answer)
+        });
+        assert_eq!(Ask::get("/images/").of(&nginx).status, 403);
+        nginx.finish();
+        answer
+    };
+    let live = ask(&lines);
+    let tag = live.header("ETag").expect("ETag").trim_matches('"').to_owned();
+    assert!(tag.len() == 32 && tag.bytes().all(|c| c.is_ascii_hexdigit()), "{tag}");
+    assert!(!live.versions().is_empty());
+    assert_eq!(ask(&lines.replace("^~ ", "")).text(), "frozen");
 }
 
 #[test]
@@ -232,7 +280,7 @@ fn documented_configuration_and_command_lines() {
 
     // The watch as documented: the mirrors cannot be reached, for there is no key; the index can.
     fs::write(dir.path().join("config.toml"), "").expect("config");
-    let mut start = named(&["--verbose", "watch"]);
+    let mut start = named(&["--verbose", "watch", "--skip-watch-config-non-existent"]);
     fs::write(
         &config,
         format!(

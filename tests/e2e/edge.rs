@@ -51,6 +51,7 @@ fn edge_conf(origin: &Nginx<'_>, certificate: &Path) -> String {
     let replacements = [
         ("https://images.example.org", format!("https://127.0.0.1:{}", origin.port())),
         ("listen 443 ssl;", "listen 127.0.0.1:@PORT@;".to_owned()),
+        ("listen [::]:443 ssl;", String::new()),
         ("ssl_certificate     /etc/ssl/certs/edge.example.org.pem;", String::new()),
         ("ssl_certificate_key /etc/ssl/private/edge.example.org.key;", String::new()),
         ("/etc/ssl/certs/ca-certificates.crt", certificate.display().to_string()),

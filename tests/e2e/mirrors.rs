@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use simplestreams::Digest;
 
-use crate::command::program::{Watch, command, configure, family, streams, succeed};
+use crate::command::program::{Watch, command, configure, family, run, streams, succeed};
 use crate::harness::{Ask, Dir, Nginx, until};
 use sshd::Sshd;
 
@@ -83,6 +83,11 @@ fn state(dir: &Dir, name: &str) -> Value {
     json["mirrors"][name].clone()
 }
 
+/// The exit code with `--strict`.
+fn strict(dir: &Dir) -> Option<i32> {
+    run(&mut command(dir, &["mirrors", "--strict"])).status.code()
+}
+
 /// The entity tag of the index at `root`, once it lists `versions`.
 #[track_caller]
 fn etag(nginx: &Nginx<'_>, root: &str, versions: usize) -> String {
@@ -149,6 +154,7 @@ fn two_mirrors_one_of_them_fails_and_catches_up() {
     });
     let said = succeed(&mut command(&dir, &["mirrors"]));
     assert!(said.contains("one: up to date"), "{said}");
+    assert_eq!(strict(&dir), Some(3), "two fails and is behind");
     assert!(said.contains("two: ") && said.contains("behind") && said.contains("failed"), "{said}");
 
     // It is back, and both are what the master is.
@@ -159,6 +165,7 @@ fn two_mirrors_one_of_them_fails_and_catches_up() {
         assert_eq!(etag(&nginx, root, 2), master, "{root}");
     }
     until("two is up to date", || state(&dir, "two")["last_error"].is_null().then_some(()));
+    assert_eq!(strict(&dir), Some(0));
 
     // A mirror is added, one is taken away, while all runs.
     configure(&dir, &format!("{QUICK}{slow}{}", mirror("three", &three, "")));
@@ -175,6 +182,7 @@ fn two_mirrors_one_of_them_fails_and_catches_up() {
     drop(watch);
     let said = succeed(&mut command(&dir, &["mirrors"]));
     assert!(said.contains("no watch is running"), "{said}");
+    assert_eq!(strict(&dir), Some(3), "no watch is running");
     nginx.finish();
 }
 

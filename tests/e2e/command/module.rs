@@ -64,8 +64,14 @@ fn update_has_the_module_read_everything_again() {
     let mut root = squashfs("two").to_vec();
     root.resize(root.len() + large, 0);
     dir.add_file("images/os/2/amd64/default/20260101_0000/rootfs.squashfs", &root);
-    let said = update(&dir, &[]);
-    assert!(said.contains("no state of an nginx module"), "{said}");
+    // A directory that was named must be there, and somebody who serves the tree.
+    let output = run(command(&dir, &["update", "--state-dir"]).arg(dir.state()));
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(stderr(&output).contains("it is what simplestreams_state_path says"), "{output:?}");
+    let mut elsewhere = command(&dir, &["update", "--state-dir"]);
+    let output = run(elsewhere.arg(dir.path()));
+    assert!(output.status.success(), "{output:?}");
+    assert!(stderr(&output).contains("WARN  no nginx module with its state in"), "{output:?}");
 
     let nginx = dir.start(CONF);
     let listed = [LISTED, "os:2:amd64:default 20260101_0000"];
