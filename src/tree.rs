@@ -10,7 +10,6 @@ use simplestreams::{Settings, check_stream_name};
 use crate::cli::TreeArgs;
 use crate::config::Config;
 use crate::exit::Stop;
-use crate::listing::Listing;
 
 /// A tree and where its index goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,13 +70,12 @@ impl Tree {
         self.settings.streams.iter().map(String::as_str)
     }
 
-    /// What the index files list at the moment, whoever wrote them.
-    pub fn written(&self) -> Listing {
-        let mut listing = Listing::default();
-        for stream in self.streams() {
-            listing.read(&self.streams_dir, &format!("{stream}.json"));
-        }
-        listing
+    /// The list of products `name` as it is among the index files, whoever wrote it; empty if it cannot
+    /// be read.
+    pub fn written(&self, name: &str) -> Vec<u8> {
+        let path = self.streams_dir.join(name);
+        // Reading anything else may take for ever.
+        if path.is_file() { fs::read(path).unwrap_or_default() } else { Vec::new() }
     }
 }
 

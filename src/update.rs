@@ -11,10 +11,10 @@ use simplestreams::{Index, IndexOptions, Snapshot};
 use crate::cli::Update;
 use crate::config::Config;
 use crate::exit::{Exit, Stop};
-use crate::listing::Listing;
 use crate::progress::Shown;
+use crate::streams::INDEX;
 use crate::tree::Tree;
-use crate::{lock, logging, out, rehash, streams};
+use crate::{listing, lock, logging, out, rehash, streams};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -81,9 +81,14 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     let snapshot = complete(&index, tree.settings.settle, patience)?;
     // The process ends in a moment; taking apart what it knows of each version takes longer.
     std::mem::forget(index);
-    let before = tree.written();
+    let names: Vec<&str> = snapshot.names().filter(|name| *name != INDEX).collect();
+    let changes = names.iter().flat_map(|name| {
+        let now = snapshot.document(name).map_or(&b""[..], |document| document.identity.bytes);
+        listing::changes(&tree.written(name), now)
+    });
+    let changes: Vec<String> = changes.collect();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
-    for change in Listing::of(&snapshot).changes_since(&before) {
+    for change in changes {
         out::line(format_args!("{}", simplestreams::printable(&change)));
     }
     let dir = tree.streams_dir.display();

@@ -171,8 +171,9 @@ impl Session {
             IndexOptions { threads, hash_cache: self.hashes.clone(), ..IndexOptions::default() };
         let index = Index::open_with(self.tree.settings.clone(), options);
         self.index = Some(index.context("cannot start indexing")?);
-        let listed = !self.tree.written().versions.is_empty();
-        self.inherited = listed.then(Instant::now);
+        let lists_any =
+            |stream: &str| crate::listing::lists_any(&self.tree.written(&format!("{stream}.json")));
+        self.inherited = self.tree.streams().any(lists_any).then(Instant::now);
         self.seen = 0;
         self.pending = None;
         self.told_empty = false;

@@ -49,15 +49,15 @@ struct Key {
     device: u64,
     inode: u64,
     size: u64,
-    modified: i128,
-    born: Option<i128>,
+    modified: i64,
+    born: Option<i64>,
 }
 
 /// A file's hash, and what it was when it was hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Record {
     digest: Digest,
-    changed: i128,
+    changed: i64,
     /// XXH3 of the path.
     path: u64,
 }

@@ -39,7 +39,7 @@ pub struct Job {
     /// The version's directory in the tree.
     pub path: String,
     /// What to hash.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Where the bytes read are counted.
     pub gauges: Arc<Gauges>,
     /// Called once, on a thread of the pool.

@@ -108,7 +108,7 @@ impl Writers {
         }
         // Whichever is longer ago: its last change by the clock, which a clock that jumped can put
         // into the future, or our first sight of it as it is.
-        let age = u64::try_from(since_epoch(clock) - file.stamp.changed).unwrap_or(0);
+        let age = u64::try_from(since_epoch(clock).saturating_sub(file.stamp.changed)).unwrap_or(0);
         let age = Duration::from_nanos(age).max(now.saturating_duration_since(seen));
         if age >= settle { Quiet::Now } else { Quiet::At(now + (settle - age)) }
     }
@@ -145,7 +145,7 @@ mod tests {
 
         /// Asks about a file that changed `age` ago by the clock and was first seen just now.
         fn quiet(&self, age: i64, links: u64) -> Quiet {
-            let changed = since_epoch(self.clock) - i128::from(age) * 1_000_000_000;
+            let changed = since_epoch(self.clock) - age * 1_000_000_000;
             let stamp =
                 Stamp { device: 1, inode: 1, size: 1, modified: changed, changed, born: None };
             let kind = Kind::Root(Root::Squashfs);

@@ -13,6 +13,8 @@ use rustix::fs::OFlags;
 
 /// What identifies the content of a file without reading it.
 ///
+/// Times are as far as 64 bits go, from 1677 to 2262. That of the inode cannot be set to others.
+///
 /// Equal stamps mean equal content as long as nobody writes within the granularity of the file
 /// system's clock; the watcher covers that gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,18 +26,18 @@ pub struct Stamp {
     /// Length in bytes.
     pub size: u64,
     /// Time of the last change of content, in nanoseconds since the epoch.
-    pub modified: i128,
+    pub modified: i64,
     /// Time of the last change of content or inode, in nanoseconds since the epoch.
-    pub changed: i128,
+    pub changed: i64,
     /// Time at which the inode was made, in nanoseconds since the epoch, where the file system
     /// keeps it. Inode numbers are handed out again as soon as they are free.
-    pub born: Option<i128>,
+    pub born: Option<i64>,
 }
 
 impl Stamp {
     /// The stamp in a file's metadata.
     pub fn of(meta: &Metadata) -> Self {
-        let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        let nanoseconds = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
         Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -47,11 +49,11 @@ impl Stamp {
     }
 }
 
-/// Nanoseconds since the epoch.
-pub fn since_epoch(time: SystemTime) -> i128 {
+/// Nanoseconds since the epoch; the nearest there is before 1677 and after 2262.
+pub fn since_epoch(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => i128::try_from(after.as_nanos()).unwrap_or(i128::MAX),
-        Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
+        Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_nanos()).unwrap_or(i64::MAX),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Version {
 
 #[derive(Debug)]
 struct Listed {
-    plan: Plan,
+    plan: Arc<Plan>,
     entry: Arc<Entry>,
 }
 
@@ -34,16 +34,16 @@ enum State {
     /// Nothing to do but wait: for writers, for quiet, or for a change.
     Resting,
     /// Being hashed, under this ticket; if that is another try, with what was wrong before.
-    Hashing { ticket: u64, plan: Plan, before: Option<Problem> },
+    Hashing { ticket: u64, plan: Arc<Plan>, before: Option<Box<Problem>> },
     /// Not to be listed as it is.
-    Broken { problem: Problem, plan: Option<Plan> },
+    Broken { problem: Box<Problem>, plan: Option<Arc<Plan>> },
 }
 
 /// What a look at a version asks for.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// Hash this, then come back with the result.
-    pub hash: Option<Plan>,
+    pub hash: Option<Arc<Plan>>,
     /// Look again at this time.
     pub again: Option<Instant>,
     /// It is listed no more.
@@ -71,7 +71,7 @@ pub struct Look<'a> {
     pub retry: bool,
     /// The version was listed by an earlier process, which then knew that files changed no later
     /// than this, in nanoseconds since the epoch, were complete.
-    pub vouched: Option<i128>,
+    pub vouched: Option<i64>,
 }
 
 impl Version {
@@ -91,7 +91,7 @@ impl Version {
     }
 
     /// What is being hashed, or else what is listed.
-    pub fn plan(&self) -> Option<&Plan> {
+    pub fn plan(&self) -> Option<&Arc<Plan>> {
         match &self.state {
             State::Hashing { plan, .. } => Some(plan),
             _ => self.listed.as_ref().map(|listed| &listed.plan),
@@ -109,15 +109,15 @@ impl Version {
     }
 
     /// Whether no file of it changed later than `time`, in nanoseconds since the epoch.
-    pub fn is_unchanged_since(&self, time: i128) -> bool {
+    pub fn is_unchanged_since(&self, time: i64) -> bool {
         self.files.iter().all(|(file, _)| file.stamp.changed <= time)
     }
 
     /// What is wrong with it.
     pub fn problems(&self) -> impl Iterator<Item = &Problem> {
         let broken = match &self.state {
-            State::Broken { problem, .. } => Some(problem),
-            State::Hashing { before, .. } => before.as_ref(),
+            State::Broken { problem, .. } => Some(&**problem),
+            State::Hashing { before, .. } => before.as_deref(),
             State::Resting => None,
         };
         self.notes.iter().chain(broken)
@@ -156,7 +156,7 @@ impl Version {
                     return Verdict { failed: Some(err), ..Verdict::default() };
                 }
                 Err(err) => {
-                    let problem = unreadable(path, &err);
+                    let problem = Box::new(unreadable(path, &err));
                     self.state = State::Broken { problem, plan: None };
                     let unlisted = self.listed.take().is_some();
                     return Verdict { unlisted, ..Verdict::default() };
@@ -214,13 +214,13 @@ impl Version {
         notes.extend(more);
         self.notes = notes;
         match plan {
-            Ok(plan) => self.follow(plan, look.retry, &mut verdict),
+            Ok(plan) => self.follow(Arc::new(plan), look.retry, &mut verdict),
             Err(incomplete) => self.incomplete(incomplete, look, &mut verdict),
         }
         verdict
     }
 
-    fn follow(&mut self, plan: Plan, retry: bool, verdict: &mut Verdict) {
+    fn follow(&mut self, plan: Arc<Plan>, retry: bool, verdict: &mut Verdict) {
         if self.listed.as_ref().is_some_and(|listed| listed.plan == plan) {
             self.rest_unless_hashing(&plan);
             return;
@@ -234,7 +234,7 @@ impl Version {
 
     /// It is listed by `plan`; which may be hashed anew because somebody asked for that.
     fn rest_unless_hashing(&mut self, plan: &Plan) {
-        if !matches!(&self.state, State::Hashing { plan: hashing, .. } if hashing == plan) {
+        if !matches!(&self.state, State::Hashing { plan: hashing, .. } if **hashing == *plan) {
             self.state = State::Resting;
         }
     }
@@ -243,7 +243,7 @@ impl Version {
     fn incomplete(&mut self, incomplete: Incomplete, look: Look<'_>, verdict: &mut Verdict) {
         let Incomplete { problem, perhaps } = incomplete;
         if let (Some(listed), Some(plan)) = (&self.listed, &perhaps)
-            && listed.plan == *plan
+            && *listed.plan == *plan
         {
             self.rest_unless_hashing(plan);
             return;
@@ -262,14 +262,14 @@ impl Version {
             verdict.again = Some(verdict.again.map_or(when, |again| again.min(when)));
             self.state = State::Resting;
         } else if let Some(plan) = perhaps {
-            self.follow(plan, look.retry, verdict);
+            self.follow(Arc::new(plan), look.retry, verdict);
         } else {
-            self.state = State::Broken { problem, plan: None };
+            self.state = State::Broken { problem: Box::new(problem), plan: None };
         }
     }
 
     /// Hashing of `plan` began under `ticket`.
-    pub fn hashing(&mut self, ticket: u64, plan: Plan) {
+    pub fn hashing(&mut self, ticket: u64, plan: Arc<Plan>) {
         let before = match &self.state {
             State::Broken { problem, plan: Some(broken) } if *broken == plan => {
                 Some(problem.clone())
@@ -282,7 +282,7 @@ impl Version {
 
     /// Takes the plan back if `ticket` is the one that is being hashed: other results are of a
     /// state that the version has left.
-    pub fn hashed(&mut self, ticket: u64) -> Option<Plan> {
+    pub fn hashed(&mut self, ticket: u64) -> Option<Arc<Plan>> {
         match &self.state {
             State::Hashing { ticket: current, .. } if *current == ticket => {}
             _ => return None,
@@ -294,7 +294,7 @@ impl Version {
     }
 
     /// Lists the version as `entry`.
-    pub fn list(&mut self, plan: Plan, entry: Arc<Entry>) {
+    pub fn list(&mut self, plan: Arc<Plan>, entry: Arc<Entry>) {
         self.listed = Some(Listed { plan, entry });
         self.state = State::Resting;
     }
@@ -308,7 +308,7 @@ impl Version {
         let Some(entry) = Entry::new(&self.found, plan, hashes) else {
             return false;
         };
-        self.listed = Some(Listed { plan: plan.clone(), entry: Arc::new(entry) });
+        self.listed = Some(Listed { plan: Arc::clone(plan), entry: Arc::new(entry) });
         true
     }
 
@@ -316,12 +316,12 @@ impl Version {
     ///
     /// A version that is listed by other files, all of them as they were, stays: what was added to
     /// it is no good. Unless that is a promise, which the listed files may break.
-    pub fn broken(&mut self, plan: Plan, problem: Problem) -> bool {
+    pub fn broken(&mut self, plan: Arc<Plan>, problem: Problem) -> bool {
         let stays = self
             .listed
             .as_ref()
             .is_some_and(|listed| listed.plan != plan && listed.plan.sums == plan.sums);
-        self.state = State::Broken { problem, plan: Some(plan) };
+        self.state = State::Broken { problem: Box::new(problem), plan: Some(plan) };
         !stays && self.listed.take().is_some()
     }
 }

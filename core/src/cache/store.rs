@@ -161,7 +161,7 @@ impl Store {
         let (path, _) = rest.split_first_chunk::<8>()?;
         Some(Record {
             digest: Digest::from_bytes(*digest),
-            changed: i128::from_le_bytes(*changed),
+            changed: i64::try_from(i128::from_le_bytes(*changed)).ok()?,
             path: u64::from_le_bytes(*path),
         })
     }
@@ -296,7 +296,7 @@ impl Tables {
             for (key, record) in files {
                 let key = file_key(key);
                 let mut value = record.digest.as_bytes().to_vec();
-                value.extend(record.changed.to_le_bytes());
+                value.extend(i128::from(record.changed).to_le_bytes());
                 value.extend(record.path.to_le_bytes());
                 table.insert(&key[..], &checked(&key, value)[..])?;
             }
@@ -423,8 +423,8 @@ fn file_key(key: &Key) -> Vec<u8> {
     for part in [key.device, key.inode, key.size] {
         bytes.extend(part.to_le_bytes());
     }
-    bytes.extend(key.modified.to_le_bytes());
-    bytes.extend(key.born.unwrap_or(i128::MIN).to_le_bytes());
+    bytes.extend(i128::from(key.modified).to_le_bytes());
+    bytes.extend(key.born.map_or(i128::MIN, i128::from).to_le_bytes());
     bytes
 }
 

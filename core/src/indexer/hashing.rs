@@ -11,7 +11,7 @@ use crate::hash::{self, Outcome};
 use crate::pool::{Job, Priority};
 
 impl Indexer {
-    pub(super) fn hash(&mut self, path: &str, plan: Plan) {
+    pub(super) fn hash(&mut self, path: &str, plan: Arc<Plan>) {
         if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
             self.tally.files_known += Amount::of(&plan).files;
             return self.list(path, plan, &hashes);
@@ -20,7 +20,7 @@ impl Indexer {
     }
 
     /// Has the files of `plan` read, but for those whose hashes the cache knows.
-    pub(super) fn submit(&mut self, path: &str, plan: Plan) {
+    pub(super) fn submit(&mut self, path: &str, plan: Arc<Plan>) {
         let Some((_, name)) = path.rsplit_once('/') else {
             return;
         };
@@ -31,7 +31,7 @@ impl Indexer {
         self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
         self.tickets += 1;
         let ticket = self.tickets;
-        self.update(path, |version| version.hashing(ticket, plan.clone()));
+        self.update(path, |version| version.hashing(ticket, Arc::clone(&plan)));
         let (sender, of) = (self.sender.clone(), path.to_owned());
         self.pool.submit(
             priority,
@@ -76,7 +76,7 @@ impl Indexer {
         }
     }
 
-    pub(super) fn list(&mut self, path: &str, plan: Plan, hashes: &Hashes) {
+    pub(super) fn list(&mut self, path: &str, plan: Arc<Plan>, hashes: &Hashes) {
         let listed = self.update(path, |version| {
             let entry = Entry::new(&version.found, &plan, hashes);
             entry.map(|entry| version.list(plan, Arc::new(entry)))

@@ -71,7 +71,7 @@ impl StateFiles {
 #[derive(Debug)]
 struct Inherited {
     /// When, in nanoseconds since the epoch.
-    published: i128,
+    published: i64,
     /// The versions it listed.
     listed: HashSet<String>,
 }
@@ -210,7 +210,9 @@ impl Publisher {
                 }
                 self.problems = snapshot.problems();
                 self.inherited = Some(Inherited {
-                    published: i128::from(snapshot.published()) * 1_000_000,
+                    published: i64::try_from(snapshot.published())
+                        .unwrap_or(i64::MAX)
+                        .saturating_mul(1_000_000),
                     listed: snapshot.listed(),
                 });
                 if snapshot.counts().versions > 0 {
@@ -225,7 +227,7 @@ impl Publisher {
 
     /// Until when, in nanoseconds since the epoch, an earlier process vouches for the version at
     /// `path`. For the first look at the tree.
-    pub(super) fn vouched(&self, path: &str) -> Option<i128> {
+    pub(super) fn vouched(&self, path: &str) -> Option<i64> {
         let inherited = self.inherited.as_ref()?;
         inherited.listed.contains(path).then_some(inherited.published)
     }

@@ -74,7 +74,7 @@ struct Standing {
 
 impl Standing {
     fn of(version: &Version) -> Self {
-        let hashing = version.plan().filter(|_| version.is_hashing()).map(Amount::of);
+        let hashing = version.plan().filter(|_| version.is_hashing()).map(|plan| Amount::of(plan));
         Self {
             hashing: hashing.unwrap_or_default(),
             waiting: version.is_waiting(),
