@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -118,6 +120,7 @@ impl Document {
             old,
             new: Vec::new(),
             taken: 0,
+            unpacked: Vec::new(),
             writer,
             store,
         };
@@ -132,6 +135,7 @@ impl Document {
                 cutting.cut(chunk)?;
             }
         }
+        cutting.pack();
         cutting.take_until(usize::MAX);
         self.chunks = cutting.new;
         Ok(())
@@ -202,6 +206,18 @@ impl Document {
     }
 }
 
+/// A chunk that waits for being compressed.
+struct Unpacked {
+    /// Which of the new ones.
+    number: usize,
+    dictionary: Vec<u8>,
+    text: Vec<u8>,
+    last: bool,
+}
+
+/// How many chunks are compressed at a time, where there are so many: a few megabytes of text.
+const AT_A_TIME: usize = 8;
+
 /// Cuts a document anew where it changed.
 struct Cutting<'a> {
     of: &'a Of,
@@ -214,6 +230,7 @@ struct Cutting<'a> {
     new: Vec<Chunk>,
     /// How many of the old chunks are in `new` or replaced.
     taken: usize,
+    unpacked: Vec<Unpacked>,
     writer: Writer<'a>,
     store: Store<'a>,
 }
@@ -236,6 +253,7 @@ impl Cutting<'_> {
         from = from.filter(|_| !self.new.is_empty());
         while from.is_some() && of.pieces(self.catalog, from.as_ref()).next().is_none() {
             // The chunk before ends the document now.
+            self.pack();
             let before = self.new.pop().and_then(|chunk| chunk.first);
             from = before.filter(|_| !self.new.is_empty());
         }
@@ -306,23 +324,59 @@ impl Cutting<'_> {
                 (Text::Fresh(self.store.fresh.append(&text)?), tail)
             }
         };
+        let length = text.len();
         let packed = match known.filter(|of| of.dictionary == dictionary && of.last == last) {
             Some(known) => Arc::clone(&known.packed),
-            None => Arc::new(Packed::new(&self.tail()?, &text, last)),
+            None => {
+                let (number, dictionary) = (self.new.len(), self.tail()?);
+                self.unpacked.push(Unpacked { number, dictionary, text, last });
+                Arc::new(Packed::later())
+            }
         };
         self.new.push(Chunk {
             end: first.is_some().then_some(end).flatten(),
             first,
             before: before.unwrap_or(Before::Nothing),
             text: place,
-            length: text.len(),
+            length,
             digest,
             dictionary,
             tail,
             last,
             packed,
         });
+        if self.unpacked.len() == AT_A_TIME {
+            self.pack();
+        }
         Ok(())
+    }
+
+    /// Compresses what waits for it: half of it on a second thread, where it is more than one change
+    /// makes.
+    fn pack(&mut self) {
+        let waiting = std::mem::take(&mut self.unpacked);
+        let pack = |chunks: &[Unpacked]| -> Vec<Packed> {
+            let packed = |of: &Unpacked| Packed::new(&of.dictionary, &of.text, of.last);
+            chunks.iter().map(packed).collect()
+        };
+        let (one, other) = waiting.split_at(waiting.len() / 2);
+        let packed: Vec<Packed> = thread::scope(|scope| {
+            let second = (waiting.len() > AT_A_TIME / 2)
+                .then(|| {
+                    thread::Builder::new().name("ss-pack".into()).spawn_scoped(scope, || pack(one))
+                })
+                .and_then(Result::ok);
+            let other = pack(other);
+            // Without a second thread it takes longer; and one that panicked is this one's panic.
+            let one = match second {
+                Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                None => pack(one),
+            };
+            one.into_iter().chain(other).collect()
+        });
+        for (waiting, packed) in waiting.iter().zip(packed) {
+            self.new[waiting.number].packed = Arc::new(packed);
+        }
     }
 
     /// The last bytes of what is cut so far.

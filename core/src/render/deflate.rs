@@ -17,9 +17,10 @@ pub(super) const WINDOW: usize = 32 * 1024;
 ///
 /// Half of a document are hexadecimal digits without a pattern. A match of three to five of them
 /// costs more than the digits by themselves, at four bits each; "filtered" leaves such matches out,
-/// which makes the documents an eighth smaller than `gzip -9` does.
+/// which makes the documents a ninth smaller than `gzip -9` does. Levels above 7 take a third longer
+/// and win half a percent; those below lose a tenth.
 const CONFIG: DeflateConfig = DeflateConfig {
-    level: 9,
+    level: 7,
     method: zlib_rs::Method::Deflated,
     window_bits: -15,
     mem_level: 9,
@@ -41,6 +42,11 @@ pub(super) struct Packed {
 }
 
 impl Packed {
+    /// In the place of one that is not compressed yet.
+    pub(super) fn later() -> Self {
+        Self { bytes: Box::default(), digest: Digest::from_bytes([0; 32]), crc: Crc::new() }
+    }
+
     /// Compresses `text`, which stands behind `dictionary` and, if it is `last`, ends the document.
     pub(super) fn new(dictionary: &[u8], text: &[u8], last: bool) -> Self {
         let mut deflate = Deflate::new_with_config(CONFIG);
