@@ -271,6 +271,9 @@ impl Indexer {
         if ticked {
             self.check_anchors();
         }
+        if ticked && self.tally.stalled_changed(now) {
+            self.publisher.touch();
+        }
         if ticked && self.rehash.is_asked_for() {
             self.begin_rehash();
         }
@@ -528,6 +531,7 @@ impl Indexer {
             self.problems.iter().map(|(_, problem)| problem.clone()).collect();
         problems.extend(self.wrong.values().flatten().cloned());
         problems.extend(self.overrides.problems().cloned());
+        problems.extend(self.tally.stalled(now));
         problems.extend(self.anchors.problems(&self.tree, |stream| {
             self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
         }));

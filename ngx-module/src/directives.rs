@@ -44,7 +44,14 @@ pub(crate) fn simplestreams(cf: &Conf, conf: &mut LocConf) -> Outcome {
     let source = match argument {
         b"on" => Source::Location(cf.here()),
         b"off" => Source::Off,
-        root => Source::Root(path(cf, root)?, cf.here()),
+        root => {
+            let path = path(cf, root)?;
+            // A root may come later, but hardly one of this name: "yes", "On" and the like.
+            if !root.contains(&b'/') && !path.is_dir() {
+                return Err(because(root, "it is neither \"on\" nor \"off\", nor a directory"));
+            }
+            Source::Root(path, cf.here())
+        }
     };
     set(&mut conf.source, source);
     Ok(())

@@ -2,15 +2,21 @@
 //!
 //! Kept while versions change, not counted anew: an index may have tens of thousands of them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Indexer;
 use super::hashing_log::Amount;
+use crate::Problem;
 use crate::progress::Progress;
 use crate::version::Version;
+
+/// How long a version may wait for its writers before that is a problem: longer than uploads take, and
+/// than a writer that does nothing is waited for.
+const STALLED: Duration = Duration::from_secs(1800);
 
 /// Versions on their way, and counts.
 #[derive(Debug, Default)]
@@ -19,8 +25,10 @@ pub(super) struct Tally {
     pub(super) hashing: Amount,
     /// Versions that are listed.
     pub(super) listed: u64,
-    /// Versions that wait for their writers, by their paths.
-    waiting: BTreeSet<String>,
+    /// Versions that wait for their writers, by their paths, and since when.
+    waiting: BTreeMap<String, Instant>,
+    /// How many of them have waited for long, when that was asked last.
+    stalled: usize,
     /// The last report has another set of waiting versions.
     waiting_changed: bool,
     /// As in [`Progress`].
@@ -51,7 +59,7 @@ impl Tally {
         }
         self.waiting_changed = true;
         if after.waiting {
-            self.waiting.insert(path.to_owned());
+            self.waiting.insert(path.to_owned(), Instant::now());
         } else {
             self.waiting.remove(path);
         }
@@ -61,6 +69,24 @@ impl Tally {
 impl Tally {
     pub(super) fn is_any_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// Versions that have waited for long, as problems.
+    pub(super) fn stalled(&self, now: Instant) -> impl Iterator<Item = Problem> {
+        let long = move |since: Instant| now.saturating_duration_since(since) >= STALLED;
+        self.waiting.iter().filter(move |(_, since)| long(**since)).map(|(path, _)| {
+            Problem::new(
+                Path::new(path),
+                "it is not listed, for its files have been written to for more than half an hour",
+                "let the upload end, or end it and remove the version",
+            )
+        })
+    }
+
+    /// Whether there are more or less such versions than the last time.
+    pub(super) fn stalled_changed(&mut self, now: Instant) -> bool {
+        let stalled = self.stalled(now).count();
+        std::mem::replace(&mut self.stalled, stalled) != stalled
     }
 }
 
@@ -127,7 +153,7 @@ impl Indexer {
             return;
         }
         if std::mem::take(&mut tally.waiting_changed) {
-            let names = tally.waiting.iter().cloned().collect();
+            let names = tally.waiting.keys().cloned().collect();
             *gauges.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         }
         let read = gauges.bytes_hashed.load(Ordering::Relaxed);
@@ -151,5 +177,27 @@ impl Indexer {
             unwatched: tally.unwatched,
             overflows: tally.overflows,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_waits_for_long_is_a_problem() {
+        let mut tally = Tally::default();
+        let waits = Standing { waiting: true, ..Standing::default() };
+        tally.moved("images/a", Standing::default(), waits);
+        let (now, later) = (Instant::now(), Instant::now() + STALLED);
+        assert!(!tally.stalled_changed(now) && tally.stalled(now).next().is_none());
+        assert!(tally.stalled_changed(later) && !tally.stalled_changed(later));
+        let problems: Vec<String> = tally.stalled(later).map(|of| of.to_string()).collect();
+        assert!(
+            matches!(&problems[..], [one] if one.starts_with("\"images/a\": ")),
+            "{problems:?}"
+        );
+        tally.moved("images/a", waits, Standing::default());
+        assert!(tally.stalled_changed(later) && tally.stalled(later).next().is_none());
     }
 }
