@@ -2,9 +2,10 @@
 //! processes.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -63,6 +64,12 @@ impl Builder {
         let pool = Arc::new(Pool::spawn(options.threads, options.prepare_thread)?);
         let own: BTreeSet<String> = options.indexes.iter().map(Settings::id).collect();
         pool.cache().shared_by(own.clone(), Instant::now());
+        if is_open_to_others(&options.state_dir) {
+            log::warn!(
+                "others may write to \"{0}\", and so decide what is served; chmod go-w \"{0}\"",
+                options.state_dir.display()
+            );
+        }
         let sweeper = spawn_sweeper(options.state_dir.clone(), own)?;
         let mut builder = Self { indexers: Vec::new(), sweeper, gauges: Vec::new(), pool };
         for settings in options.indexes {
@@ -108,6 +115,11 @@ impl Drop for Builder {
     }
 }
 
+/// Whoever can write hashes and snapshots decides what is served.
+fn is_open_to_others(state_dir: &Path) -> bool {
+    fs::metadata(state_dir).is_ok_and(|meta| meta.mode() & 0o022 != 0)
+}
+
 /// Starts the thread that keeps the state directory tidy; `own` are the ids of the indexes in use.
 fn spawn_sweeper(state_dir: PathBuf, own: BTreeSet<String>) -> io::Result<Running> {
     let (sender, events) = channel();
@@ -138,7 +150,11 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
                 told = true;
             }
             Err(err) if !told => {
-                log::error!("cannot lock \"{}\" ({err}), trying again", path.display());
+                log::error!(
+                    "cannot lock \"{}\" ({err}), trying again; let the directory belong to the user \
+                     of the server's worker processes",
+                    path.display()
+                );
                 told = true;
             }
             _ => {}
@@ -154,7 +170,6 @@ fn lock(state_dir: &Path, settings: &Settings, events: &Receiver<Event>) -> Opti
 mod tests {
     use super::*;
     use redb::{ReadOnlyDatabase, ReadableDatabase as _, ReadableTableMetadata as _};
-    use std::fs;
 
     /// Far more than anything here takes.
     const DEADLINE: Duration = Duration::from_secs(30);
@@ -173,6 +188,16 @@ mod tests {
         let database = ReadOnlyDatabase::open(state_dir.join(HASHES)).ok()?;
         let table = redb::TableDefinition::<&[u8], &[u8]>::new(table);
         database.begin_read().ok()?.open_table(table).ok()?.len().ok()
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_known() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, open) in [(0o700, false), (0o755, false), (0o775, true), (0o1777, true)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(is_open_to_others(dir.path()), open, "{mode:o}");
+        }
     }
 
     /// The cache is told of the files of every index, and so finds out which are gone.
