@@ -430,65 +430,6 @@ fn the_same_tree_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_missing_root_is_waited_for() {
-    let site = Site::new();
-    let root = site.path("later");
-    let index = site.open_with(Settings { root: root.clone(), ..site.settings() });
-    let images = index.wait("a generation without documents", |_| true);
-    assert_eq!(images.names(), Vec::<String>::new());
-    assert!(images.problems()[0].contains("root is missing"), "{:?}", images.problems());
-    site.image(".upload/images/a/1/amd64/default/20240101", "x");
-    fs::rename(site.path(".upload"), &root).unwrap();
-    let images = index.wait("the image", |images| images.versions() == 1);
-    assert_eq!(images.problems(), Vec::<String>::new());
-}
-
-/// A disk that goes away must not look like every image was withdrawn.
-#[test]
-fn a_root_that_vanishes_stays_listed_and_comes_back() {
-    let site = Site::new();
-    site.image("root/images/a/1/amd64/default/20240101", "x");
-    let root = site.path("root");
-    let index = site.open_with(Settings { root: root.clone(), ..site.settings() });
-    index.wait("the image", |images| images.versions() == 1);
-    let seen = index.record(|| {
-        fs::rename(&root, site.path("elsewhere")).unwrap();
-        index.wait("a problem", |images| !images.problems().is_empty());
-        site.image("elsewhere/images/a/1/amd64/default/20240102", "y");
-        fs::rename(site.path("elsewhere"), &root).unwrap();
-        index.wait("both versions", |images| images.versions() == 2);
-    });
-    assert!(seen.iter().all(|images| images.versions() >= 1), "an empty index was published");
-}
-
-#[test]
-fn a_root_replaced_by_another_directory() {
-    let site = Site::new();
-    site.image("root/images/a/1/amd64/default/20240101", "old");
-    site.image("other/images/b/1/amd64/default/20240101", "new");
-    let root = site.path("root");
-    let index = site.open_with(Settings { root: root.clone(), ..site.settings() });
-    index.wait("the old one", |images| images.versions() == 1);
-    fs::rename(&root, site.path("aside")).unwrap();
-    fs::rename(site.path("other"), &root).unwrap();
-    index.wait("the new one alone", |images| {
-        images.versions() == 1 && images.products().contains_key("b:1:amd64:default")
-    });
-    site.image("root/images/b/1/amd64/default/20240102", "and it is watched");
-    index.wait("its second version", |images| images.versions() == 2);
-}
-
-#[test]
-fn a_stream_that_is_deleted_is_unlisted_at_once() {
-    let site = Site::new();
-    site.image(VERSION, "x");
-    let index = site.open();
-    index.wait("the image", |images| images.versions() == 1);
-    fs::remove_dir_all(site.path("images")).unwrap();
-    index.wait("an empty list", |images| images.versions() == 0);
-}
-
-#[test]
 fn streams_and_alias_forms_are_settings() {
     let site = Site::new();
     site.image("images/a/1/amd64/default/20240101", "x");
@@ -603,4 +544,28 @@ fn a_file_of_hashes_outlives_the_index() {
     index.wait("both versions", |images| images.versions() == 2);
     // The same bytes in another file are another file.
     assert_eq!(index.progress().bytes_hashed, "metadatasecond".len() as u64);
+}
+
+/// With `once` the first generation is the whole, and what is listed is kept an eye on all the same.
+#[test]
+fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {
+    use simplestreams::{Index, IndexOptions};
+    const VERSIONS: usize = 4;
+    let site = Site::new();
+    for number in 0..VERSIONS {
+        site.image(&format!("images/a/{number}/amd64/default/20240101"), &number.to_string());
+    }
+    // Hashed for longer than any generation is waited for, otherwise.
+    let large = site.path("images/a/2/amd64/default/20240101/rootfs.squashfs");
+    File::options().write(true).open(large).unwrap().set_len(4 << 30).unwrap();
+    let options = IndexOptions { once: true, ..IndexOptions::default() };
+    let index = Live::from(Index::open_with(site.settings(), options).unwrap());
+    let first = index.wait("the first generation", |_| true);
+    assert_eq!((first.versions(), index.generation()), (VERSIONS, 1));
+    fs::remove_dir_all(site.path("images/a/0/amd64/default/20240101")).unwrap();
+    let rewritten = "images/a/1/amd64/default/20240101";
+    fs::write(site.path(rewritten).join("rootfs.squashfs"), "another").unwrap();
+    index.wait("what became of two versions", |images| {
+        images.versions() == VERSIONS - 1 && images.root_hash(rewritten) == sha256(b"another")
+    });
 }

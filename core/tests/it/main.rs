@@ -7,4 +7,5 @@ mod limits;
 mod live;
 mod protocol;
 mod random;
+mod roots;
 mod state;
