@@ -557,7 +557,7 @@ fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {
     }
     // Hashed for longer than any generation is waited for, otherwise.
     let large = site.path("images/a/2/amd64/default/20240101/rootfs.squashfs");
-    File::options().write(true).open(large).unwrap().set_len(4 << 30).unwrap();
+    File::options().write(true).open(large).unwrap().set_len(384 << 20).unwrap();
     let options = IndexOptions { once: true, ..IndexOptions::default() };
     let index = Live::from(Index::open_with(site.settings(), options).unwrap());
     let first = index.wait("the first generation", |_| true);
