@@ -26,6 +26,8 @@ fn the_example_lists_what_is_there_and_what_comes() {
     assert!(until("20240101"), "what is there");
     site.image("images/a/1/amd64/default/20240102", "second");
     assert!(until("20240102"), "what comes");
-    child.kill().unwrap();
+    // Which passes it on.
+    let timeout = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(timeout, rustix::process::Signal::TERM).unwrap();
     child.wait().unwrap();
 }
