@@ -79,8 +79,8 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     let index =
         Index::open_with(tree.settings.clone(), options).context("cannot start indexing")?;
     let snapshot = complete(&index, tree.settings.settle, patience)?;
-    // The process ends in a moment; taking apart what it knows of each version takes longer.
-    std::mem::forget(index);
+    // Taking apart what it knows of each version takes a while, for which nobody has to wait.
+    index.abandon();
     let names: Vec<&str> = snapshot.names().filter(|name| *name != INDEX).collect();
     let changes = names.iter().flat_map(|name| {
         let now = snapshot.document(name).map_or(&b""[..], |document| document.identity.bytes);

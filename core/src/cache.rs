@@ -24,7 +24,7 @@ use crate::Digest;
 use crate::tree::Stamp;
 
 use census::{Census, Present};
-use store::Store;
+use store::{Forgotten, Store};
 
 /// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
 /// are coarse.
@@ -70,6 +70,8 @@ struct Inner {
     store: Option<Store>,
     /// Where to have one, and when to try again if there is none.
     path: Option<(PathBuf, Instant)>,
+    /// What a file that is had later must not have.
+    forgotten: Forgotten,
     census: Option<Census>,
 }
 
@@ -128,8 +130,8 @@ impl HashCache {
         let mut inner = self.inner();
         let key = Key::of(stamp);
         inner.files.remove(&key);
-        if let Some(store) = &mut inner.store {
-            store.forget(key);
+        if let Some(forgotten) = inner.forgotten() {
+            forgotten.files.insert(key);
         }
     }
 
@@ -144,8 +146,8 @@ impl HashCache {
     pub fn forget_text(&self, path: &str) {
         let mut inner = self.inner();
         inner.texts.remove(path);
-        if let Some(store) = &mut inner.store {
-            store.forget_text(path);
+        if let Some(forgotten) = inner.forgotten() {
+            forgotten.texts.insert(path.to_owned());
         }
     }
 
@@ -230,7 +232,17 @@ impl Inner {
     /// After a failure, which has been logged: what is on disk may be anything now.
     fn give_up_store(&mut self) {
         log::warn!("keeping hashes in memory only");
-        self.store = None;
+        if let Some(store) = self.store.take() {
+            self.forgotten = store.forgotten;
+        }
+    }
+
+    /// Where is noted what is forgotten, if there is a file that may have it, now or later.
+    fn forgotten(&mut self) -> Option<&mut Forgotten> {
+        match &mut self.store {
+            Some(store) => Some(&mut store.forgotten),
+            None => self.path.is_some().then_some(&mut self.forgotten),
+        }
     }
 
     /// Tries to have the file, if that is due.
@@ -241,6 +253,9 @@ impl Inner {
         {
             *when = now + RETRY;
             self.store = Store::open_now(path);
+            if let Some(store) = &mut self.store {
+                store.forgotten = std::mem::take(&mut self.forgotten);
+            }
         }
     }
 }
@@ -396,6 +411,10 @@ mod tests {
         before.persist(&path);
         cache.persist(&path);
         assert!(cache.inner().store.is_none(), "the other has it");
+        let written = Stamp { inode: 77, ..STAMP };
+        before.put_file("b", &written, Digest::of(b"old"));
+        before.flush(Duration::ZERO);
+        cache.forget(&written);
         cache.put_file("a", &STAMP, Digest::of(b"x"));
         cache.flush(Duration::ZERO);
         let later = Instant::now() + RETRY;
@@ -405,11 +424,13 @@ mod tests {
         cache.inner().try_again(later);
         assert!(cache.inner().store.is_none(), "tried a moment ago");
         cache.inner().try_again(later + RETRY);
+        assert_eq!(cache.file("b", &written), None, "it was forgotten meanwhile");
         cache.flush(Duration::ZERO);
         drop(cache);
         let cache = HashCache::default();
         cache.persist(&path);
         assert_eq!(cache.file("a", &STAMP), Some(Digest::of(b"x")));
+        assert_eq!(cache.file("b", &written), None, "on disk too");
     }
 
     #[test]

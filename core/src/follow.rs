@@ -187,9 +187,13 @@ impl FollowedFile {
                 self.seen_snapshot = Some(seen);
                 self.failing = false;
                 // A builder writes its files after it has announced what is in them, and may have ended
-                // in between: what it withdrew meanwhile must not come back.
-                let current = self.cell.load().as_ref().map(|current| current.generation());
-                if current.is_none_or(|current| current < snapshot.generation()) {
+                // in between: what it withdrew meanwhile must not come back. Numbers alone do not tell:
+                // they begin anew where somebody emptied the directory.
+                let is_earlier = self.cell.load().as_ref().is_some_and(|current| {
+                    snapshot.generation() <= current.generation()
+                        && snapshot.published() <= current.published()
+                });
+                if !is_earlier {
                     self.swap_in(snapshot);
                 }
             }

@@ -25,8 +25,9 @@ pub struct IndexOptions {
     /// decides what is listed, so it belongs into a directory of this user's.
     pub hash_cache: Option<PathBuf>,
     /// It is opened for one generation of all that is there now: nothing is published while versions
-    /// are being hashed, and what is added or renamed meanwhile may go unnoticed. Files that are
-    /// written to, and versions that go, are noticed as always. False by default.
+    /// are being hashed, and what is added meanwhile may go unnoticed. Files that are written to and
+    /// versions that go are noticed, before that generation is published at the latest. False by
+    /// default.
     pub once: bool,
 }
 
@@ -130,6 +131,14 @@ impl Index {
     /// panic hook has reported; such an index is to be dropped and opened again.
     pub fn is_alive(&self) -> bool {
         self.indexer.is_alive()
+    }
+
+    /// Tells it to stop and does not wait for that: its threads end by themselves, and with them what they
+    /// know. For a process that has what it wanted, and something else to do or nothing more.
+    pub fn abandon(self) {
+        self.indexer.ask_to_stop();
+        self.pool.stop();
+        std::mem::forget(self);
     }
 
     /// Waits for a generation with a number above `generation` (0 for any); `None` if there is

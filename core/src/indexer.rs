@@ -29,7 +29,7 @@ use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
-use crate::tree::{self, Tree, is_below, join};
+use crate::tree::{self, Stamp, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
 use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields};
@@ -109,6 +109,8 @@ pub(crate) struct Indexer {
     next_flush: Instant,
     /// See [`IndexOptions::once`](crate::IndexOptions::once).
     once: bool,
+    /// With `once`: what is about to be published was looked at again.
+    confirmed: bool,
     /// There are no events at all.
     unwatched: bool,
     /// A look failed for a reason that passes.
@@ -155,6 +157,7 @@ impl Indexer {
             next_rescan: None,
             next_flush: Instant::now(),
             once: false,
+            confirmed: false,
             unwatched: false,
             is_blind: false,
             complained: None,
@@ -516,6 +519,7 @@ impl Indexer {
         if !self.publisher.due(self.tally.hashing.versions, now) {
             return;
         }
+        let versions = &self.versions;
         let newest_pending = || {
             let pending = |version: &Version| version.is_hashing() || version.is_waiting();
             versions.iter().any(|(path, version)| pending(version) && is_newest(versions, path))
@@ -525,6 +529,12 @@ impl Indexer {
             self.tally.hashing.versions > 0 || !any_listed && self.tally.is_any_waiting();
         if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
             return;
+        }
+        if self.once && !std::mem::replace(&mut self.confirmed, true) {
+            self.doubt_what_changed();
+            if !self.dirty.is_empty() {
+                return;
+            }
         }
         self.tell_catalog();
         let mut problems: Vec<Problem> =
@@ -537,6 +547,22 @@ impl Indexer {
         }));
         let root_missing = self.anchors.root_missing();
         self.publisher.publish(&self.overrides, problems, root_missing);
+        self.confirmed = false;
+    }
+
+    /// With `once`, directories above versions have no watch: a version whose files are not where they
+    /// were any more is looked at again.
+    fn doubt_what_changed(&mut self) {
+        for (path, version) in self.versions.iter().filter(|(_, of)| of.entry().is_some()) {
+            let directory = self.tree.absolute(path);
+            let is_there = |(name, stamp): (&str, &Stamp)| {
+                let meta = std::fs::metadata(directory.join(name));
+                meta.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
+            };
+            if !version.files().all(is_there) {
+                self.dirty.insert(path.clone());
+            }
+        }
     }
 
     /// Tells the catalog what changed since the last time.

@@ -21,8 +21,9 @@ use crate::tree::{Entry, Stamp, Tree, is_passing, join};
 /// the bound keeps a directory with a million of them from filling the memory.
 const MAX_FILES: usize = 1000;
 
-/// Longest file that is listed, in bytes: 1 TiB, more than clients have room for. A sparse file can
-/// claim eight million times as much, and hashing it would keep others from their turn for years.
+/// How long the files of a version may be together, in bytes: 1 TiB, more than clients have room for. A
+/// sparse file can claim eight million times as much, and hashing it would keep others from their turn
+/// for years.
 const MAX_SIZE: u64 = 1 << 40;
 
 /// What [`walk`] found.
@@ -119,7 +120,13 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
         let above = at;
         at = join(&above, component);
         match walker.judge(&at, component.as_bytes(), &product) {
-            Judged::Descend => product.push(component),
+            Judged::Descend => {
+                product.push(component);
+                walker.links += usize::from(is_link(tree, &at));
+                if walker.links > 0 {
+                    walker.visit(&at);
+                }
+            }
             Judged::Version => {
                 walker.version(at, component, &product);
                 return walk;
@@ -132,6 +139,10 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
     }
     walker.directory(&at, false, &mut product.iter().map(|&c| c.to_owned()).collect());
     walk
+}
+
+fn is_link(tree: &Tree, path: &str) -> bool {
+    fs::symlink_metadata(tree.absolute(path)).is_ok_and(|meta| meta.is_symlink())
 }
 
 struct Walker<'a> {
@@ -313,6 +324,7 @@ impl FoundFile {
 pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
     let mut files = Files::default();
     let mut names = read_dir(tree, path)?;
+    let mut size = 0;
     // Well-known names first, lest the bound leaves them out.
     names.sort_by_cached_key(|(name, _)| Kind::rank(&String::from_utf8_lossy(name)));
     for (name, _) in names {
@@ -335,12 +347,18 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             continue;
         }
         match tree.entry(&below) {
-            Ok(Entry::File { meta }) if meta.len() > MAX_SIZE => files.problems.push(Problem::new(
-                Path::new(&below),
-                format!("it claims {} bytes, more than the 1 TiB that are listed", meta.len()),
-                "replace it by an image of a sensible size",
-            )),
+            Ok(Entry::File { meta }) if meta.len() > MAX_SIZE - size => {
+                files.problems.push(Problem::new(
+                    Path::new(&below),
+                    format!(
+                        "it claims {} bytes, with which the version has more than 1 TiB",
+                        meta.len()
+                    ),
+                    "replace it by an image of a sensible size",
+                ));
+            }
             Ok(Entry::File { meta }) => {
+                size += meta.len();
                 let file = FoundFile::new(lossy.into_owned(), &meta);
                 match kind {
                     Kind::Overrides(_) => files.overrides.push(file),

@@ -103,6 +103,11 @@ impl Version {
         self.files.iter().map(|(file, _)| &file.stamp)
     }
 
+    /// The same, with their names.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &Stamp)> {
+        self.files.iter().map(|(file, _)| (file.name.as_str(), &file.stamp))
+    }
+
     /// Whether it is not listed because it is not quiet.
     pub fn is_waiting(&self) -> bool {
         self.listed.is_none() && matches!(self.state, State::Resting)

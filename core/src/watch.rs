@@ -77,9 +77,12 @@ struct Waiting {
 impl Waiting {
     /// What is handed on of a batch: itself, or once that events were lost, or nothing.
     fn admit(&self, mut batch: Vec<RawEvent>) -> Vec<RawEvent> {
-        if self.events.load(Relaxed) + batch.len() > MAX_WAITING {
+        // Nothing comes between what was lost and the look at everything that makes up for it.
+        let lost = self.lost.load(Relaxed);
+        if lost || self.events.load(Relaxed) + batch.len() > MAX_WAITING {
             batch.clear();
-            if !self.lost.swap(true, Relaxed) {
+            if !lost {
+                self.lost.store(true, Relaxed);
                 batch.push(RawEvent { watch: -1, flags: ReadFlags::QUEUE_OVERFLOW, name: vec![] });
             }
         }
@@ -363,8 +366,9 @@ mod tests {
         assert!(matches!(&lost[..], [one] if one.flags.contains(ReadFlags::QUEUE_OVERFLOW)));
         assert!(waiting.admit(batch(10)).is_empty(), "said once");
         waiting.taken(&first);
-        assert_eq!(waiting.admit(batch(10)).len(), 10, "there is room again");
+        assert!(waiting.admit(batch(10)).is_empty(), "not before that is known");
         waiting.taken(&lost);
+        assert_eq!(waiting.admit(batch(10)).len(), 10, "there is room again");
         waiting.admit(batch(MAX_WAITING - 10));
         assert_eq!(waiting.admit(batch(1)).len(), 1, "and lost anew");
     }

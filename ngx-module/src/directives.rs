@@ -37,6 +37,9 @@ fn once<T>(slot: &Option<T>) -> Outcome {
     if slot.is_some() { Err(Wrong::Duplicate) } else { Ok(()) }
 }
 
+/// What somebody may write who means `on` or `off`.
+const SWITCHES: [&[u8]; 8] = [b"on", b"off", b"yes", b"no", b"true", b"false", b"1", b"0"];
+
 /// `simplestreams on | off | <root>`
 pub(crate) fn simplestreams(cf: &Conf, conf: &mut LocConf) -> Outcome {
     once(&conf.source)?;
@@ -46,8 +49,9 @@ pub(crate) fn simplestreams(cf: &Conf, conf: &mut LocConf) -> Outcome {
         b"off" => Source::Off,
         root => {
             let path = path(cf, root)?;
-            // A root may come later, but hardly one of this name: "yes", "On" and the like.
-            if !root.contains(&b'/') && !path.is_dir() {
+            // A root may come later, but not one that is called like a switch.
+            let is_switch = |word: &&[u8]| root.eq_ignore_ascii_case(word);
+            if SWITCHES.iter().any(is_switch) && !path.is_dir() {
                 return Err(because(root, "it is neither \"on\" nor \"off\", nor a directory"));
             }
             Source::Root(path, cf.here())

@@ -52,8 +52,9 @@ pub fn run(args: &Init, config: &Config) -> Result<()> {
     let site = site::Site { args, root: &place.root, streams: &place.streams };
     let enabled = site.enable(&steps)?;
     let port = enabled.port;
-    first_index(&steps, &place, config)?;
+    // Before the index, which may take long and fail: a site is never left linked and untested.
     enabled.reload(&steps)?;
+    first_index(&steps, &place, config)?;
     advice::service(&place, config);
     advice::clients(args, &host, port);
     Ok(())

@@ -240,12 +240,11 @@ impl Push<'_> {
         Ok(Outcome::Complete)
     }
 
-    /// Symbolic links to directories on the way to what is listed, or was and may still be there. The
+    /// Symbolic links to directories on the way to what the mirror was given and is here no more. The
     /// mirror has directories in their place.
     fn linked_directories(&self, memory: &Memory) -> BTreeSet<String> {
         let root = &self.release.tree.settings.root;
-        let listed = self.release.listing.files();
-        let paths = listed.into_keys().chain(memory.paths());
+        let paths = memory.paths().filter(|path| !root.join(path).exists());
         let mut directories = BTreeSet::new();
         for path in paths {
             let mut above = path;

@@ -48,6 +48,7 @@ fn errors_name_directive_value_and_line() {
         // directive with its arguments, what is said of the value
         ("simplestreams \"\";", "\"\", it is empty"),
         ("simplestreams yes;", "\"yes\", it is neither \"on\" nor \"off\", nor a directory"),
+        ("simplestreams On;", "\"On\", it is neither \"on\" nor \"off\", nor a directory"),
         ("simplestreams /srv/$host;", "\"/srv/$host\", variables are not supported"),
         ("simplestreams_streams \"\";", "\"\", it is empty"),
         ("simplestreams_streams .x;", "\".x\", it begins with a dot"),

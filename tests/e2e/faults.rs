@@ -197,7 +197,7 @@ fn a_server_stops_in_the_middle_of_hashing() {
     fs::write(version.join("lxd.tar.xz"), metadata()).expect("metadata");
     // Sparse: takes long to hash, but no room.
     let disk = fs::File::create(version.join("disk.qcow2")).expect("disk");
-    disk.set_len(1 << 40).expect("sparse");
+    disk.set_len(1 << 39).expect("sparse");
     drop(disk);
     // One thread is busy for hours; the other hashes the small image.
     let conf = CONF.replace("access_log off;", "access_log off;\n    simplestreams_threads 2;");

@@ -51,9 +51,23 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 pub(super) struct Store {
     path: PathBuf,
     tables: Tables,
-    forgotten: HashSet<Key>,
-    forgotten_texts: Vec<String>,
+    /// What the file has and must not be found there, until it is removed.
+    pub(super) forgotten: Forgotten,
     broken: bool,
+}
+
+/// Files and texts of which nothing is known any more.
+#[derive(Debug, Default)]
+pub(super) struct Forgotten {
+    pub(super) files: HashSet<Key>,
+    /// By their paths.
+    pub(super) texts: HashSet<String>,
+}
+
+impl Forgotten {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.texts.is_empty()
+    }
 }
 
 struct Tables {
@@ -115,13 +129,7 @@ impl Store {
     }
 
     fn new(path: &Path, tables: Tables) -> Self {
-        Self {
-            path: path.to_owned(),
-            tables,
-            forgotten: HashSet::new(),
-            forgotten_texts: Vec::new(),
-            broken: false,
-        }
+        Self { path: path.to_owned(), tables, forgotten: Forgotten::default(), broken: false }
     }
 
     /// Whether damage was found, which has been logged: nothing is found in it any more.
@@ -151,7 +159,7 @@ impl Store {
     }
 
     pub(super) fn file(&mut self, key: &Key) -> Option<Record> {
-        if self.broken || self.forgotten.contains(key) {
+        if self.broken || self.forgotten.files.contains(key) {
             return None;
         }
         let key = file_key(key);
@@ -172,21 +180,14 @@ impl Store {
     }
 
     pub(super) fn text(&mut self, path: &str) -> Option<Vec<u8>> {
+        if self.forgotten.texts.contains(path) {
+            return None;
+        }
         self.get(|tables| &tables.texts, path.as_bytes())
     }
 
-    /// The file of this key is to go with the next write.
-    pub(super) fn forget(&mut self, key: Key) {
-        self.forgotten.insert(key);
-    }
-
-    /// What this file of overrides said is to go with the next write.
-    pub(super) fn forget_text(&mut self, path: &str) {
-        self.forgotten_texts.push(path.to_owned());
-    }
-
     pub(super) fn has_forgotten(&self) -> bool {
-        !(self.forgotten.is_empty() && self.forgotten_texts.is_empty())
+        !self.forgotten.is_empty()
     }
 
     /// Writes all of it, or nothing; says whether it is on disk.
@@ -196,12 +197,12 @@ impl Store {
         pairs: &HashMap<(Digest, Digest), Digest>,
         texts: &HashMap<String, Vec<u8>>,
     ) -> bool {
-        let forgotten =
-            (std::mem::take(&mut self.forgotten), std::mem::take(&mut self.forgotten_texts));
+        let forgotten = std::mem::take(&mut self.forgotten);
         let written = guarded(|| self.tables.write(files, pairs, texts, &forgotten));
         if let Err(err) = &written {
             log::error!("cannot write hash cache \"{}\" ({err})", self.path.display());
             self.broken |= matches!(err, Failure::Damaged(_));
+            self.forgotten = forgotten;
         }
         written.is_ok()
     }
@@ -285,12 +286,12 @@ impl Tables {
         files: &[(Key, Record)],
         pairs: &HashMap<(Digest, Digest), Digest>,
         texts: &HashMap<String, Vec<u8>>,
-        (forgotten, forgotten_texts): &(HashSet<Key>, Vec<String>),
+        forgotten: &Forgotten,
     ) -> Result<(), Failure> {
         let write = self.database.begin_write()?;
         {
             let mut table = write.open_table(FILES)?;
-            for key in forgotten {
+            for key in &forgotten.files {
                 table.remove(&file_key(key)[..])?;
             }
             for (key, record) in files {
@@ -306,7 +307,7 @@ impl Tables {
                 table.insert(&key[..], &checked(&key, digest.as_bytes().to_vec())[..])?;
             }
             let mut table = write.open_table(TEXTS)?;
-            for path in forgotten_texts {
+            for path in &forgotten.texts {
                 table.remove(path.as_bytes())?;
             }
             for (path, text) in texts {

@@ -208,3 +208,37 @@ fn preamble(offset: u64, head: &[u8], body: u64) -> [u8; PREAMBLE] {
     preamble[32..].copy_from_slice(&body.to_le_bytes());
     preamble
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an earlier process served and could not save is neither taken for what is served next, nor
+    /// as old as that.
+    #[test]
+    fn documents_that_nobody_knows_are_passed() {
+        let tags = |text: &str| Tags {
+            name: "images.json".into(),
+            identity: format!("\"{text}\""),
+            gzip: format!("\"{text}-gzip\""),
+        };
+        let place = |text: &str| {
+            let nothing = Span { offset: PREAMBLE, length: 0 };
+            vec![Placed { tags: tags(text), identity: nothing, gzip: nothing }]
+        };
+        let finish = |lineage: &Lineage, text: &str, now: u64| {
+            let mut memory = begin().unwrap();
+            finish(&mut memory, &place(text), &[], Counts::default(), lineage, now).unwrap()
+        };
+        let modified = |lineage: &Lineage| lineage.documents["images.json"].1;
+        let mut lineage = finish(&Lineage::default(), "a", 10_000);
+        assert!(lineage.serves(&[tags("a")]));
+        assert_eq!(modified(&finish(&lineage, "a", 99_000)), 10);
+        lineage.pass(7);
+        lineage.pass_documents(50);
+        assert!(!lineage.serves(&[tags("a")]), "who knows what they were");
+        let next = finish(&lineage, "a", 12_000);
+        assert_eq!((next.generation(), modified(&next)), (8, 51));
+        assert!(next.serves(&[tags("a")]));
+    }
+}

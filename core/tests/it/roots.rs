@@ -1,9 +1,11 @@
-//! Roots that are missing, go away, come back, or are replaced.
+//! Roots and directories above versions that are missing, go away, come back, or are replaced.
 
 use std::fs;
 
-use crate::common::{Site, VERSION};
-use simplestreams::Settings;
+use std::os::unix::fs::symlink;
+
+use crate::common::{Live, Site, VERSION};
+use simplestreams::{Index, IndexOptions, Settings};
 
 #[test]
 fn a_missing_root_is_waited_for() {
@@ -62,4 +64,40 @@ fn a_stream_that_is_deleted_is_unlisted_at_once() {
     index.wait("the image", |images| images.versions() == 1);
     fs::remove_dir_all(site.path("images")).unwrap();
     index.wait("an empty list", |images| images.versions() == 0);
+}
+
+/// A link into itself in a directory that a link leads to is refused by a look at a part of the tree as by
+/// one at all of it.
+#[test]
+fn a_loop_behind_a_link_changes_nothing() {
+    let site = Site::new();
+    site.image("store/1/amd64/default/20240101", "x");
+    symlink("../store", site.path("images/linked")).unwrap();
+    let index = site.open();
+    let listed = |index: &Live| {
+        let images = index.wait("a problem", |images| !images.problems().is_empty());
+        (images.products().keys().cloned().collect::<Vec<_>>(), images.problems())
+    };
+    index.wait("the image", |images| images.versions() == 1);
+    symlink(".", site.path("store/1/amd64/a")).unwrap();
+    let live = listed(&index);
+    drop(index);
+    assert_eq!(live, listed(&site.open()));
+    assert_eq!(live.0, ["linked:1:amd64:default"]);
+}
+
+/// Nobody watches what is above versions then; what was renamed away is found before it is published.
+#[test]
+fn an_index_that_is_opened_once_does_not_list_what_was_renamed() {
+    let site = Site::new();
+    site.image("images/a/1/amd64/default/20240101", "x");
+    site.image("images/b/1/amd64/default/20240101", "y");
+    let large = site.path("images/b/1/amd64/default/20240101/rootfs.squashfs");
+    fs::File::options().write(true).open(large).unwrap().set_len(384 << 20).unwrap();
+    let options = IndexOptions { once: true, ..IndexOptions::default() };
+    let index = Live::from(Index::open_with(site.settings(), options).unwrap());
+    index.until("something was hashed", |index| index.progress().bytes_hashed > 1 << 20);
+    fs::rename(site.path("images/a"), site.path("gone")).unwrap();
+    let images = index.wait("the first generation", |_| true);
+    assert_eq!(images.products().keys().collect::<Vec<_>>(), ["b:1:amd64:default"]);
 }

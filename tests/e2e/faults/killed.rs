@@ -250,7 +250,7 @@ fn a_server_that_is_killed_starts_with_what_it_had() {
         if round == 0 {
             dir.add_file(&format!("{PRODUCT}/20250101_0000/lxd.tar.xz"), metadata());
             let root = fs::File::create(large.join("rootfs.squashfs")).expect("root");
-            root.set_len(1 << 40).expect("sparse");
+            root.set_len(1 << 39).expect("sparse");
         }
         let helper = nginx.helper();
         until("it is hashing", || {
