@@ -31,7 +31,8 @@ site=$(packaging/debian-site.sh)
 time=$(git log -1 --format=%ct)
 serial=$(date -u -d "@$time" +%Y%m%d_%H:%M)
 
-oldest=$(ls -t "$debs"/*.deb 2> /dev/null | tail -n 1)
+mkdir -p "$debs"
+oldest=$(find "$debs" -name '*.deb' -printf '%T@ %p\n' | sort -n | sed -n '1s/^[^ ]* //p')
 if [ -z "$oldest" ] || [ -n "$(git ls-files -z --cached --others --exclude-standard core debian nginx-conf \
     ngx-module src build.rs Cargo.lock Cargo.toml packaging/config.toml packaging/lxd-image-server.service |
     xargs -0 -I{} find {} -newer "$oldest" -print -quit)" ]; then
