@@ -76,7 +76,7 @@ fi
 # Debian 12 has Incus in its backports alone. Where that suite is fetched from is asked of apt: the
 # place of this machine's own "bookworm main".
 candidate() {
-    apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
+    apt-cache policy "$1" | grep 'Candidate: [0-9]' > /dev/null
 }
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 if [[ " ${missing[*]} " == *" incus-"* && $codename = bookworm ]]; then

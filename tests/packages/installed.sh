@@ -28,7 +28,7 @@ index() {
     curl -sSf --cacert /etc/nginx/ssl/nginx.crt https://localhost:8443/streams/v1/images.json
 }
 lists() {
-    index | grep -q "$1"
+    index | grep "$1" > /dev/null
 }
 # nginx is the same that was started: neither ended nor started anew.
 same_nginx() {
@@ -63,7 +63,7 @@ nginx
 master=$(cat /run/nginx.pid)
 
 # The module alone.
-dpkg-deb -f "$module" Depends | grep -q 'nginx-abi-' || fail "the module fits any nginx"
+dpkg-deb -f "$module" Depends | grep 'nginx-abi-' > /dev/null || fail "the module fits any nginx"
 dpkg -i "$module"
 [ -e /etc/nginx/modules-enabled/50-mod-http-simplestreams.conf ] || fail "the module is not enabled"
 nginx -s reload
@@ -73,7 +73,7 @@ sed 's#/var/www/simplestreams#/srv/alone#' "$snippet" > /etc/nginx/snippets/alon
 printf 'server { listen 8080; include /etc/nginx/snippets/alone.conf; }\n' > /etc/nginx/conf.d/alone.conf
 nginx -s reload
 alone() {
-    curl -sSf http://localhost:8080/streams/v1/index.json | grep -q images
+    curl -sSf http://localhost:8080/streams/v1/index.json | grep images > /dev/null
 }
 until_true "the module alone serves an index" alone
 rm /etc/nginx/conf.d/alone.conf /etc/nginx/snippets/alone.conf
@@ -109,7 +109,7 @@ if command -v lxc > /dev/null; then client=lxc conf=/root/.config/lxc; else clie
 mkdir -p "$conf/servercerts"
 cp /etc/nginx/ssl/nginx.crt "$conf/servercerts/here.crt"
 "$client" remote add here https://localhost:8443 --protocol=simplestreams
-"$client" image list here: | grep -q busybox || fail "$client does not list it"
+"$client" image list here: | grep busybox > /dev/null || fail "$client does not list it"
 mkdir exported
 "$client" image export here:busybox/1/default exported
 cmp exported/*.squashfs "$product/20250101_12:00/rootfs.squashfs" || fail "$client got another root"
@@ -163,7 +163,7 @@ until_true "nothing listens on port 8443 any more" free
 printf 'server { listen 8443; return 200 taken; }\n' > /etc/nginx/conf.d/taken.conf
 nginx -s reload
 taken() {
-    curl -sSf http://localhost:8443/ | grep -q taken
+    curl -sSf http://localhost:8443/ | grep taken > /dev/null
 }
 until_true "port 8443 is taken" taken
 dpkg -i "$command" 2>&1 | tee installed.log

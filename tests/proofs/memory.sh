@@ -96,7 +96,7 @@ case $kind in
             "${nginx[@]}" 2> "$work/output" &
         ;;
     asan)
-        nm -D --undefined-only "$module" | grep -q '__asan_report_load' ||
+        nm -D --undefined-only "$module" | grep '__asan_report_load' > /dev/null ||
             fail "\"$module\" is not instrumented, make it with: make asan"
         runtime=$(rustc --print target-libdir)
         runtime=("$runtime"/librustc-*_rt.asan.a)
