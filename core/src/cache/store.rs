@@ -50,7 +50,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
-    tables: Tables,
+    tables: Held,
     /// What the file has and must not be found there, until it is removed.
     pub(super) forgotten: Forgotten,
     broken: bool,
@@ -78,7 +78,30 @@ struct Tables {
     database: Database,
 }
 
-impl std::fmt::Debug for Tables {
+/// Tables, closed with care: closing writes, which panics over some damage that was met before.
+struct Held(Option<Tables>);
+
+impl Held {
+    fn get(&mut self) -> Result<&mut Tables, Failure> {
+        // It is there until it is dropped.
+        self.0.as_mut().ok_or_else(|| Failure::Io(io::ErrorKind::NotConnected.into()))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let tables = self.0.take();
+        let closed = guarded(|| {
+            drop(tables);
+            Ok(())
+        });
+        if let Err(err) = closed {
+            log::debug!("closing the hash cache: {err}");
+        }
+    }
+}
+
+impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tables")
     }
@@ -129,7 +152,12 @@ impl Store {
     }
 
     fn new(path: &Path, tables: Tables) -> Self {
-        Self { path: path.to_owned(), tables, forgotten: Forgotten::default(), broken: false }
+        Self {
+            path: path.to_owned(),
+            tables: Held(Some(tables)),
+            forgotten: Forgotten::default(),
+            broken: false,
+        }
     }
 
     /// Whether damage was found, which has been logged: nothing is found in it any more.
@@ -140,11 +168,7 @@ impl Store {
     /// An empty one in its place; `None` as for [`open`](Self::open).
     pub(super) fn begin_anew(self) -> Option<Self> {
         let Self { path, tables, .. } = self;
-        // Damage may show in closing it too; what matters is that it is closed.
-        drop(guarded(|| {
-            drop(tables);
-            Ok(())
-        }));
+        drop(tables);
         log::warn!("hash cache \"{}\" is damaged, beginning anew", path.display());
         match std::fs::remove_file(&path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
@@ -198,7 +222,7 @@ impl Store {
         texts: &HashMap<String, Vec<u8>>,
     ) -> bool {
         let forgotten = std::mem::take(&mut self.forgotten);
-        let written = guarded(|| self.tables.write(files, pairs, texts, &forgotten));
+        let written = guarded(|| self.tables.get()?.write(files, pairs, texts, &forgotten));
         if let Err(err) = &written {
             log::error!("cannot write hash cache \"{}\" ({err})", self.path.display());
             self.broken |= matches!(err, Failure::Damaged(_));
@@ -220,7 +244,7 @@ impl Store {
             return true;
         }
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let dropped = guarded(|| self.tables.prune(present, young, now));
+        let dropped = guarded(|| self.tables.get()?.prune(present, young, now));
         match &dropped {
             Ok(0) => {}
             Ok(dropped) => log::info!(
@@ -245,7 +269,7 @@ impl Store {
             return None;
         }
         let found = guarded(|| {
-            let value = table(&self.tables).get(key)?;
+            let value = table(self.tables.get()?).get(key)?;
             Ok(value.map(|value| value.value().to_vec()))
         });
         match found {
