@@ -4,7 +4,7 @@
 //! rsync tells files apart by size and time, so it would take a file that was replaced by another one
 //! of the same size and time for the same; and it cannot know which of them the mirror lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Memory {
     target: String,
     /// sha256 of each file that was pushed, by path below the root, whether it is listed or not.
     files: BTreeMap<String, String>,
+    /// Files of which a push was begun: the mirror may have them, whatever became of it.
+    begun: BTreeSet<String>,
     /// The index files that were pushed last, by name.
     documents: BTreeMap<String, String>,
     #[serde(skip)]
@@ -62,9 +64,21 @@ impl Memory {
         }
     }
 
-    /// The files that were pushed and not deleted since, by path below the root.
+    /// The files that the mirror was given, or may have been, and that were not deleted since, by path
+    /// below the root.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+        self.files.keys().chain(&self.begun).map(String::as_str)
+    }
+
+    /// The files of `listing` are about to be pushed.
+    pub fn begins(&mut self, listing: &Listing) {
+        let files = listing.files().into_keys();
+        let new = files.filter(|path| !self.files.contains_key(*path)).map(str::to_owned);
+        let before = self.begun.len();
+        self.begun.extend(new.collect::<Vec<_>>());
+        if self.begun.len() > before {
+            self.save();
+        }
     }
 
     /// What the index files that were pushed list.
@@ -80,6 +94,7 @@ impl Memory {
     pub fn pushed_files(&mut self, listing: &Listing) {
         let files = listing.files().into_iter();
         self.files.extend(files.map(|(path, (sha256, _))| (path.to_owned(), sha256.to_owned())));
+        self.begun.retain(|path| !self.files.contains_key(path));
         self.save();
     }
 
@@ -96,6 +111,7 @@ impl Memory {
     /// What is not below `root` was deleted from the mirror.
     pub fn deleted(&mut self, root: &Path) {
         self.files.retain(|path, _| root.join(path).exists());
+        self.begun.retain(|path| root.join(path).exists());
         self.save();
     }
 

@@ -106,6 +106,7 @@ impl Push<'_> {
         if self.mirror.push_streams {
             self.withdraw(&rsync, memory)?;
         }
+        memory.begins(&self.release.listing);
         if !self.push_files(&rsync, memory)? || self.is_superseded() {
             return self.superseded();
         }
