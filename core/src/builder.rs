@@ -85,7 +85,7 @@ impl Builder {
                 state::sweep::remove_unfinished(&state_dir, &settings.id());
                 pool.cache().persist(&state_dir.join(HASHES));
                 let state = Some(StateFiles::new(&state_dir, &settings.id()));
-                let sink = Sink { state, cell: None };
+                let sink = Sink { state, ..Sink::default() };
                 Indexer::new(settings, pool, own, sink, gauges).run(&events);
             })?);
         }

@@ -90,7 +90,7 @@ impl Index {
         let cell = Arc::<(SnapshotCell, Signal)>::default();
         let pool = Arc::new(Pool::spawn(options.threads, None)?);
         pool.cache().shared_by(BTreeSet::from([settings.id()]), Instant::now());
-        let sink = Sink { state: None, cell: Some(Arc::clone(&cell)) };
+        let sink = Sink { cell: Some(Arc::clone(&cell)), once: options.once, ..Sink::default() };
         let (sender, events) = channel();
         let (own, hashing) = (sender.clone(), Arc::clone(&pool));
         let gauges = Arc::<Gauges>::default();
@@ -100,8 +100,7 @@ impl Index {
             if let Some(path) = options.hash_cache {
                 hashing.cache().persist(&path);
             }
-            let indexer = Indexer::new(settings, hashing, own, sink, shown);
-            if options.once { indexer.once() } else { indexer }.run(&events);
+            Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;
         Ok(Self { root, cell, gauges, pool, indexer })
     }

@@ -6,6 +6,7 @@
 
 mod anchors;
 mod events;
+mod gather;
 mod hashing;
 mod hashing_log;
 mod inherited;
@@ -24,12 +25,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::hash::Outcome;
 use crate::kind::Kind;
-use crate::name::ProductName;
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
-use crate::tree::{self, Stamp, Tree, is_below, join};
+use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
 use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields};
@@ -109,8 +109,6 @@ pub(crate) struct Indexer {
     next_flush: Instant,
     /// See [`IndexOptions::once`](crate::IndexOptions::once).
     once: bool,
-    /// With `once`: what is about to be published was looked at again.
-    confirmed: bool,
     /// There are no events at all.
     unwatched: bool,
     /// A look failed for a reason that passes.
@@ -136,6 +134,7 @@ impl Indexer {
         let tree = Tree::new(&settings.root);
         let anchors = Anchors::new(&settings.streams);
         let rehash = Rehash::new(sink.state.as_ref());
+        let once = sink.once;
         let publisher = Publisher::new(&settings, sink);
         Self {
             tree,
@@ -156,8 +155,7 @@ impl Indexer {
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
-            once: false,
-            confirmed: false,
+            once,
             unwatched: false,
             is_blind: false,
             complained: None,
@@ -167,13 +165,6 @@ impl Indexer {
             gauges,
             settings,
         }
-    }
-
-    /// For one generation of what is there.
-    pub(crate) fn once(mut self) -> Self {
-        self.once = true;
-        self.publisher.only_complete();
-        self
     }
 
     /// Works until told to stop.
@@ -509,84 +500,6 @@ impl Indexer {
         self.writers.forget_below(path);
         if let Some(watcher) = &mut self.watcher {
             watcher.remove_below(path);
-        }
-    }
-
-    fn publish(&mut self, now: Instant) {
-        let versions = &self.versions;
-        self.publisher
-            .settle_pending(now, |path| versions.get(path).is_some_and(Version::is_hashing));
-        if !self.publisher.due(self.tally.hashing.versions, now) {
-            return;
-        }
-        let versions = &self.versions;
-        let newest_pending = || {
-            let pending = |version: &Version| version.is_hashing() || version.is_waiting();
-            versions.iter().any(|(path, version)| pending(version) && is_newest(versions, path))
-        };
-        let any_listed = self.tally.listed > 0;
-        let on_their_way =
-            self.tally.hashing.versions > 0 || !any_listed && self.tally.is_any_waiting();
-        if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
-            return;
-        }
-        if self.once && !std::mem::replace(&mut self.confirmed, true) {
-            self.doubt_what_changed();
-            if !self.dirty.is_empty() {
-                return;
-            }
-        }
-        self.tell_catalog();
-        let mut problems: Vec<Problem> =
-            self.problems.iter().map(|(_, problem)| problem.clone()).collect();
-        problems.extend(self.wrong.values().flatten().cloned());
-        problems.extend(self.overrides.problems().cloned());
-        problems.extend(self.tally.stalled(now));
-        problems.extend(self.anchors.problems(&self.tree, |stream| {
-            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
-        }));
-        let root_missing = self.anchors.root_missing();
-        self.publisher.publish(&self.overrides, problems, root_missing);
-        self.confirmed = false;
-    }
-
-    /// With `once`, directories above versions have no watch: a version whose files are not where they
-    /// were any more is looked at again.
-    fn doubt_what_changed(&mut self) {
-        for (path, version) in self.versions.iter().filter(|(_, of)| of.entry().is_some()) {
-            let directory = self.tree.absolute(path);
-            let is_there = |(name, stamp): (&str, &Stamp)| {
-                let meta = std::fs::metadata(directory.join(name));
-                meta.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
-            };
-            if !version.files().all(is_there) {
-                self.dirty.insert(path.clone());
-            }
-        }
-    }
-
-    /// Tells the catalog what changed since the last time.
-    fn tell_catalog(&mut self) {
-        for path in std::mem::take(&mut self.changed) {
-            let Some((directory, name)) = path.rsplit_once('/') else {
-                continue;
-            };
-            let version = self.versions.get(&path);
-            let product = version
-                .map_or_else(|| ProductName::of(directory), |of| Some(of.found.product.clone()));
-            if let Some(product) = product {
-                self.publisher.catalog.set(&product, name, version.and_then(Version::entry));
-            }
-            let wrong: Vec<Problem> =
-                version.into_iter().flat_map(Version::problems).cloned().collect();
-            if wrong.is_empty() {
-                self.wrong.remove(&path);
-            } else {
-                self.wrong.insert(path, wrong);
-            }
-        }
-        for directory in std::mem::take(&mut self.overridden) {
-            self.publisher.catalog.reconsider(&directory);
         }
     }
 }

@@ -122,6 +122,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
         match walker.judge(&at, component.as_bytes(), &product) {
             Judged::Descend => {
                 product.push(component);
+                // As a walk of the whole would have come here.
                 walker.links += usize::from(is_link(tree, &at));
                 if walker.links > 0 {
                     walker.visit(&at);

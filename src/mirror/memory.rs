@@ -64,10 +64,10 @@ impl Memory {
         }
     }
 
-    /// The files that the mirror was given, or may have been, and that were not deleted since, by path
-    /// below the root.
-    pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().chain(&self.begun).map(String::as_str)
+    /// The files that the mirror was given, or may have been, and that are not below `root` any more.
+    pub fn gone(&self, root: &Path) -> BTreeSet<String> {
+        let given = self.files.keys().chain(&self.begun);
+        given.filter(|path| !root.join(path).exists()).cloned().collect()
     }
 
     /// The files of `listing` are about to be pushed.
@@ -108,10 +108,10 @@ impl Memory {
         self.save();
     }
 
-    /// What is not below `root` was deleted from the mirror.
-    pub fn deleted(&mut self, root: &Path) {
-        self.files.retain(|path, _| root.join(path).exists());
-        self.begun.retain(|path| root.join(path).exists());
+    /// These files were deleted from the mirror.
+    pub fn deleted(&mut self, gone: &BTreeSet<String>) {
+        self.files.retain(|path, _| !gone.contains(path));
+        self.begun.retain(|path| !gone.contains(path));
         self.save();
     }
 

@@ -226,7 +226,9 @@ impl Push<'_> {
             // Removed in this moment, or unmounted: the next release tells.
             return self.superseded();
         }
-        let linked = self.linked_directories(memory);
+        // Before rsync looks: what goes after that stays there until the next push.
+        let gone = memory.gone(root);
+        let linked = self.linked_directories(&gone);
         let streams = self.release.tree.streams().map(str::to_owned);
         for directory in streams.chain(linked) {
             let source = with_slash(&root.join(&directory));
@@ -237,18 +239,17 @@ impl Push<'_> {
             }
             rsync.run(&DELETE, &source, &format!("{directory}/"), b"")?;
         }
-        memory.deleted(root);
+        memory.deleted(&gone);
         Ok(Outcome::Complete)
     }
 
-    /// Symbolic links to directories on the way to what the mirror was given and is here no more. The
-    /// mirror has directories in their place.
-    fn linked_directories(&self, memory: &Memory) -> BTreeSet<String> {
+    /// Symbolic links to directories on the way to what is `gone`. The mirror has directories in their
+    /// place.
+    fn linked_directories(&self, gone: &BTreeSet<String>) -> BTreeSet<String> {
         let root = &self.release.tree.settings.root;
-        let paths = memory.paths().filter(|path| !root.join(path).exists());
         let mut directories = BTreeSet::new();
-        for path in paths {
-            let mut above = path;
+        for path in gone {
+            let mut above = path.as_str();
             // As far up as this did not come before.
             while let Some((directory, _)) = above.rsplit_once('/')
                 && directories.insert(directory)

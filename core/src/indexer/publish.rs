@@ -44,6 +44,8 @@ pub(crate) struct Sink {
     pub(crate) state: Option<StateFiles>,
     /// For readers in this process.
     pub(crate) cell: Option<Arc<(SnapshotCell, Signal)>>,
+    /// See [`IndexOptions::once`](crate::IndexOptions::once).
+    pub(crate) once: bool,
 }
 
 /// The files of an index in the state directory.
@@ -144,8 +146,6 @@ pub(super) struct Publisher {
     held: Option<Instant>,
     /// When that was looked at last.
     looked: Option<Instant>,
-    /// Nothing is published while anything is being hashed.
-    only_complete: bool,
     last: Instant,
     cost: Duration,
     retry: Option<Instant>,
@@ -172,18 +172,12 @@ impl Publisher {
             awaiting: None,
             held: None,
             looked: None,
-            only_complete: false,
             last: Instant::now(),
             cost: Duration::ZERO,
             retry: None,
         };
         publisher.inherit();
         publisher
-    }
-
-    /// From now on nothing is published while anything is being hashed.
-    pub(super) fn only_complete(&mut self) {
-        self.only_complete = true;
     }
 
     fn inherit(&mut self) {
@@ -299,7 +293,7 @@ impl Publisher {
         if !self.dirty || self.pending.is_some() {
             return self.held;
         }
-        if self.only_complete && hashing > 0 {
+        if self.sink.once && hashing > 0 {
             return None;
         }
         let when = if hashing == 0 || self.urgent {

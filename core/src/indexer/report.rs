@@ -64,17 +64,21 @@ impl Tally {
             self.waiting.remove(path);
         }
     }
-}
 
-impl Tally {
     pub(super) fn is_any_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Versions that have waited for long, as problems.
-    pub(super) fn stalled(&self, now: Instant) -> impl Iterator<Item = Problem> {
+    /// Versions that have waited for long, by their paths.
+    fn long_waiting(&self, now: Instant) -> impl Iterator<Item = &str> {
         let long = move |since: Instant| now.saturating_duration_since(since) >= STALLED;
-        self.waiting.iter().filter(move |(_, since)| long(**since)).map(|(path, _)| {
+        let waiting = self.waiting.iter().filter(move |(_, since)| long(**since));
+        waiting.map(|(path, _)| path.as_str())
+    }
+
+    /// The same, as problems.
+    pub(super) fn stalled(&self, now: Instant) -> impl Iterator<Item = Problem> {
+        self.long_waiting(now).map(|path| {
             Problem::new(
                 Path::new(path),
                 "it is not listed, for its files have been written to for more than half an hour",
@@ -83,9 +87,9 @@ impl Tally {
         })
     }
 
-    /// Whether there are more or less such versions than the last time.
+    /// Whether there are more or less of them than the last time.
     pub(super) fn stalled_changed(&mut self, now: Instant) -> bool {
-        let stalled = self.stalled(now).count();
+        let stalled = self.long_waiting(now).count();
         std::mem::replace(&mut self.stalled, stalled) != stalled
     }
 }

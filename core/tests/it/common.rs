@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use simplestreams::snapshot::Counts;
-use simplestreams::{Digest, Index, Progress, Settings, Snapshot};
+use simplestreams::{Digest, Index, IndexOptions, Progress, Settings, Snapshot};
 
 /// The version of tests that need just one.
 pub const VERSION: &str = "images/a/1/amd64/default/20240101";
@@ -63,6 +63,12 @@ impl Site {
 
     pub fn open_with_threads(&self, settings: Settings, threads: NonZeroUsize) -> Live {
         Live { index: Index::with_threads(settings, threads).unwrap() }
+    }
+
+    /// For one generation of what is there.
+    pub fn open_once(&self) -> Live {
+        let options = IndexOptions { once: true, ..IndexOptions::default() };
+        Live { index: Index::open_with(self.settings(), options).unwrap() }
     }
 
     pub fn open_with(&self, settings: Settings) -> Live {

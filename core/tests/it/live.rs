@@ -549,7 +549,6 @@ fn a_file_of_hashes_outlives_the_index() {
 /// With `once` the first generation is the whole, and what is listed is kept an eye on all the same.
 #[test]
 fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {
-    use simplestreams::{Index, IndexOptions};
     const VERSIONS: usize = 4;
     let site = Site::new();
     for number in 0..VERSIONS {
@@ -558,8 +557,7 @@ fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {
     // Without optimization, as tests are built, that takes longer than a first generation waits.
     let large = site.path("images/a/2/amd64/default/20240101/rootfs.squashfs");
     File::options().write(true).open(large).unwrap().set_len(384 << 20).unwrap();
-    let options = IndexOptions { once: true, ..IndexOptions::default() };
-    let index = Live::from(Index::open_with(site.settings(), options).unwrap());
+    let index = site.open_once();
     let first = index.wait("the first generation", |_| true);
     assert_eq!((first.versions(), index.generation()), (VERSIONS, 1));
     fs::remove_dir_all(site.path("images/a/0/amd64/default/20240101")).unwrap();

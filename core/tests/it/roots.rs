@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use crate::common::{Live, Site, VERSION};
-use simplestreams::{Index, IndexOptions, Settings};
+use simplestreams::Settings;
 
 #[test]
 fn a_missing_root_is_waited_for() {
@@ -94,8 +94,7 @@ fn an_index_that_is_opened_once_does_not_list_what_was_renamed() {
     site.image("images/b/1/amd64/default/20240101", "y");
     let large = site.path("images/b/1/amd64/default/20240101/rootfs.squashfs");
     fs::File::options().write(true).open(large).unwrap().set_len(384 << 20).unwrap();
-    let options = IndexOptions { once: true, ..IndexOptions::default() };
-    let index = Live::from(Index::open_with(site.settings(), options).unwrap());
+    let index = site.open_once();
     index.until("something was hashed", |index| index.progress().bytes_hashed > 1 << 20);
     fs::rename(site.path("images/a"), site.path("gone")).unwrap();
     let images = index.wait("the first generation", |_| true);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 use crate::clients::client::{Client, Kind, stdout_of};
-use crate::harness::until;
+use crate::harness::{until, within};
 
 /// One storage pool, which needs nothing but a directory, and no network.
 const PRESEED: &str = "
@@ -144,14 +144,10 @@ impl Daemon {
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if self.child.try_wait().map_err(|err| err.to_string())?.is_some() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        match within(PATIENCE, || self.child.try_wait().transpose()) {
+            Some(ended) => ended.map(drop).map_err(|err| err.to_string()),
+            None => Err(format!("still there after {} s", PATIENCE.as_secs())),
         }
-        Err(format!("still there after {} s", PATIENCE.as_secs()))
     }
 }
 

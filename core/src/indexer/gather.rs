@@ -1,0 +1,91 @@
+//! Gathers what a generation is made of, when one is due: what the catalog has to know of versions, and
+//! what is wrong.
+
+use std::time::Instant;
+
+use super::{Indexer, is_newest};
+use crate::Problem;
+use crate::name::ProductName;
+use crate::tree::{Stamp, is_passing};
+use crate::version::Version;
+
+impl Indexer {
+    /// Publishes what there is, if it is time for that.
+    pub(super) fn publish(&mut self, now: Instant) {
+        let versions = &self.versions;
+        self.publisher
+            .settle_pending(now, |path| versions.get(path).is_some_and(Version::is_hashing));
+        if !self.publisher.due(self.tally.hashing.versions, now) {
+            return;
+        }
+        let versions = &self.versions;
+        let newest_pending = || {
+            let pending = |version: &Version| version.is_hashing() || version.is_waiting();
+            versions.iter().any(|(path, version)| pending(version) && is_newest(versions, path))
+        };
+        let any_listed = self.tally.listed > 0;
+        let on_their_way =
+            self.tally.hashing.versions > 0 || !any_listed && self.tally.is_any_waiting();
+        if self.publisher.holds(on_their_way, any_listed, newest_pending, now) {
+            return;
+        }
+        if self.once {
+            self.doubt_what_changed();
+            if !self.dirty.is_empty() {
+                return;
+            }
+        }
+        self.tell_catalog();
+        let mut problems: Vec<Problem> =
+            self.problems.iter().map(|(_, problem)| problem.clone()).collect();
+        problems.extend(self.wrong.values().flatten().cloned());
+        problems.extend(self.overrides.problems().cloned());
+        problems.extend(self.tally.stalled(now));
+        problems.extend(self.anchors.problems(&self.tree, |stream| {
+            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
+        }));
+        let root_missing = self.anchors.root_missing();
+        self.publisher.publish(&self.overrides, problems, root_missing);
+    }
+
+    /// With `once`, directories above versions have no watch: a version whose files are not where they
+    /// were any more is looked at again.
+    fn doubt_what_changed(&mut self) {
+        for (path, version) in self.versions.iter().filter(|(_, of)| of.entry().is_some()) {
+            let directory = self.tree.absolute(path);
+            let is_there =
+                |(name, stamp): (&str, &Stamp)| match std::fs::metadata(directory.join(name)) {
+                    Ok(meta) => Stamp::of(&meta) == *stamp,
+                    Err(err) => is_passing(&err),
+                };
+            if !version.files().all(is_there) {
+                self.dirty.insert(path.clone());
+            }
+        }
+    }
+
+    /// Tells the catalog what changed since the last time.
+    fn tell_catalog(&mut self) {
+        for path in std::mem::take(&mut self.changed) {
+            let Some((directory, name)) = path.rsplit_once('/') else {
+                continue;
+            };
+            let version = self.versions.get(&path);
+            let product = version
+                .map_or_else(|| ProductName::of(directory), |of| Some(of.found.product.clone()));
+            if let Some(product) = product {
+                self.publisher.catalog.set(&product, name, version.and_then(Version::entry));
+            }
+            let wrong: Vec<Problem> =
+                version.into_iter().flat_map(Version::problems).cloned().collect();
+            if wrong.is_empty() {
+                self.wrong.remove(&path);
+            } else {
+                self.wrong.insert(path, wrong);
+            }
+        }
+        for directory in std::mem::take(&mut self.overridden) {
+            self.publisher.catalog.reconsider(&directory);
+        }
+    }
+}
