@@ -46,7 +46,7 @@ echo "Making a clean Debian 12"
 root=$work/root
 # With apt's lists, as an installed Debian has them.
 mmdebstrap --quiet --variant=minbase --skip=cleanup/apt/lists bookworm "$root" "$site"
-git clone --quiet --no-hardlinks "$repository" "$root/root/lxd-image-server"
+git clone --quiet --no-hardlinks "$repository" "$root/srv/lxd-image-server"
 mkdir -p "$root/opt/rust" "$root/opt/cargo"
 
 echo "apt-get install -y make; make run PORT=$port"
@@ -60,16 +60,16 @@ setsid env --default-signal=INT unshare --mount --pid --fork --kill-child --prop
         mount --bind "$cargo_home" "$root/opt/cargo"
         exec chroot "$root" env -i HOME=/root CARGO_HOME=/opt/cargo LC_ALL=C.UTF-8 port="$port" \
             PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euc "
-                cd /root/lxd-image-server
+                cd /srv/lxd-image-server
                 apt-get install -y make
                 exec make run PORT=\$port
             "' > "$work/log" 2>&1 < /dev/null &
 running=$!
 
-crt=$root/root/lxd-image-server/run/tls/localhost.crt
+crt=$root/srv/lxd-image-server/run/tls/localhost.crt
 deadline=$((SECONDS + 1800))
 until curl -sSf --cacert "$crt" "https://localhost:$port/streams/v1/images.json" 2> /dev/null |
-    grep -q 20250201_12:00; do
+    grep 20250201_12:00 > /dev/null; do
     kill -0 "$running" 2> /dev/null || fail "make run ended"
     [ $SECONDS -lt $deadline ] || fail "nothing is served after half an hour"
     sleep 0.5

@@ -5,12 +5,11 @@ use std::fs;
 use std::net::IpAddr;
 
 use simplestreams::printable;
+use x509_parser::extensions::GeneralName;
+use x509_parser::pem::parse_x509_pem;
 
 /// Names that the Python tool's nginx site answers to.
 const OLD_NAMES: [&str; 2] = ["lxd.localhost", "lxd-image-server.localhost"];
-
-/// The object identifier of subject alternative names, 2.5.29.17, as DER has it.
-const ALTERNATIVE_NAMES: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x11];
 
 /// Names and addresses of this host, the one to use first: those asked for, the host's name with
 /// its domain and without, `localhost`, and every address of an interface but link-local ones.
@@ -53,8 +52,18 @@ fn full_names(hosts: &str, node: &str) -> Vec<String> {
 /// The subject alternative names of a certificate in PEM, as far as they are names of hosts and addresses;
 /// none if that cannot be understood.
 pub fn of_certificate(text: &[u8]) -> Vec<String> {
-    pem::parse(text)
-        .map_or(Vec::new(), |block| alternative_names(block.contents()).unwrap_or_default())
+    let Ok((_, block)) = parse_x509_pem(text) else {
+        return Vec::new();
+    };
+    let certificate = block.parse_x509().ok();
+    let names = certificate.as_ref().and_then(|of| of.subject_alternative_name().ok().flatten());
+    let names = names.into_iter().flat_map(|names| &names.value.general_names);
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some(printable(name)),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+        _ => None,
+    };
+    names.filter_map(name).collect()
 }
 
 /// The first name that other hosts could reach this one by.
@@ -65,55 +74,9 @@ pub fn to_tell(names: &[String]) -> Option<&String> {
     })
 }
 
-/// What is looked for is the content of one extension, which stands behind its identifier, so the
-/// certificate around it need not be understood.
-fn alternative_names(der: &[u8]) -> Option<Vec<String>> {
-    let at = der.windows(ALTERNATIVE_NAMES.len()).position(|bytes| bytes == ALTERNATIVE_NAMES)?;
-    let mut found = element(&der[at + ALTERNATIVE_NAMES.len()..])?;
-    if found.tag == 0x01 {
-        // Whether it is critical.
-        found = element(found.rest)?;
-    }
-    let mut rest = element(found.content)?.content;
-    let mut names = Vec::new();
-    while let Some(name) = element(rest) {
-        rest = name.rest;
-        match name.tag {
-            0x82 => names.push(printable(&String::from_utf8_lossy(name.content))),
-            0x87 => names.extend(address(name.content).map(|address| address.to_string())),
-            _ => {}
-        }
-    }
-    Some(names)
-}
-
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
-}
-
-/// An element of DER, and what is behind it.
-struct Element<'d> {
-    tag: u8,
-    content: &'d [u8],
-    rest: &'d [u8],
-}
-
-fn element(der: &[u8]) -> Option<Element<'_>> {
-    let [tag, first, rest @ ..] = der else {
-        return None;
-    };
-    let (length, rest) = match first {
-        // The length, or of how many bytes it is.
-        0..=0x7f => (usize::from(*first), rest),
-        0x81 | 0x82 => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some(Element { tag: *tag, content, rest })
 }
 
 #[cfg(test)]
@@ -136,7 +99,6 @@ mod tests {
         let names =
             ["localhost", "*.example.org", "127.0.0.1", "images.example.org", "2001:db8::1"];
         let mut names: Vec<String> = names.map(str::to_owned).into();
-        // So many that lengths take two bytes.
         names.extend((0..20).map(|n| format!("host-{n}.with-a-long-name.example.org")));
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(names.clone()).unwrap();
@@ -147,17 +109,5 @@ mod tests {
         for bad in ["", "no certificate", &text[..cut], &key.serialize_pem()] {
             assert_eq!(of_certificate(bad.as_bytes()), Vec::<String>::new());
         }
-    }
-
-    #[test]
-    fn what_is_cut_is_no_element() {
-        for bad in
-            [&[][..], &[0x30], &[0x30, 0x02, 0x01], &[0x30, 0x82, 0x01], &[0x30, 0x84, 0, 0, 0, 0]]
-        {
-            assert!(element(bad).is_none(), "{bad:?}");
-        }
-        let mut der = ALTERNATIVE_NAMES.to_vec();
-        der.extend([0x04, 0x7f]);
-        assert_eq!(alternative_names(&der), None);
     }
 }

@@ -105,7 +105,8 @@ cp -r busybox/* "$product/"
 until_true "the module lists a version that was copied there" lists 20250101_12:00
 
 # A real client.
-if command -v lxc > /dev/null; then client=lxc conf=/root/.config/lxc; else client=incus conf=/root/.config/incus; fi
+if command -v lxc > /dev/null; then client=lxc; else client=incus; fi
+conf=~/.config/$client
 mkdir -p "$conf/servercerts"
 cp /etc/nginx/ssl/nginx.crt "$conf/servercerts/here.crt"
 "$client" remote add here https://localhost:8443 --protocol=simplestreams

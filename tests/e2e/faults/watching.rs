@@ -1,6 +1,7 @@
 //! Events that come too early, too many, too few, or with a clock that jumps.
 
 use std::fs::{self, Permissions};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::Signal;
@@ -153,9 +154,13 @@ fn limits_of_inotify_leave_the_rescan() {
         let dir = Dir::new();
         add(&dir, &format!("{PRODUCT}/20260101_0000"), 1);
         let go = dir.path().join("go");
+        let made = std::process::Command::new("mkfifo").arg(&go).status().expect("mkfifo runs");
+        assert!(made.success());
+        // For both, so that nobody is blocked, should the other side be gone.
+        let gate = fs::File::options().read(true).write(true).open(&go).expect("a FIFO");
         // The maps can only be written from outside.
         let script = format!(
-            "for i in $(seq 600); do [ -e {} ] && break; sleep 0.05; done; echo {number} > /proc/sys/user/{limit} && exec \"$@\"",
+            "timeout 30 head -n 1 {} > /dev/null && echo {number} > /proc/sys/user/{limit} && exec \"$@\"",
             go.display()
         );
         let unshare = ["unshare", "--user", "--keep-caps", "sh", "-c", &script, "sh"];
@@ -172,7 +177,7 @@ fn limits_of_inotify_leave_the_rescan() {
             for name in ["uid_map", "gid_map"] {
                 fs::write(file(name), "0 0 65536\n").expect("a map");
             }
-            fs::write(&go, "").expect("go");
+            (&gate).write_all(b"go\n").expect("go");
         };
         let conf = CONF.replace("rescan 0", "rescan 100ms");
         let nginx = dir.start_by(&unshare, &conf, map);
