@@ -25,9 +25,9 @@ pub struct IndexOptions {
     /// decides what is listed, so it belongs into a directory of this user's.
     pub hash_cache: Option<PathBuf>,
     /// It is opened for one generation of all that is there now: nothing is published while versions
-    /// are being hashed, and what is added meanwhile may go unnoticed. Files that are written to and
-    /// versions that go are noticed, before that generation is published at the latest. False by
-    /// default.
+    /// are being hashed, nor while one may yet turn out to be quiet within the settle time after
+    /// opening, and what is added meanwhile may go unnoticed. Files that are written to and versions
+    /// that go are noticed, before that generation is published at the latest. False by default.
     pub once: bool,
 }
 

@@ -109,6 +109,9 @@ pub(crate) struct Indexer {
     next_flush: Instant,
     /// See [`IndexOptions::once`](crate::IndexOptions::once).
     once: bool,
+    /// With `once`: when all that the first look found has stood for the settle time, unless it is
+    /// still written to.
+    settled: Option<Instant>,
     /// There are no events at all.
     unwatched: bool,
     /// A look failed for a reason that passes.
@@ -156,6 +159,7 @@ impl Indexer {
             next_rescan: None,
             next_flush: Instant::now(),
             once,
+            settled: None,
             unwatched: false,
             is_blind: false,
             complained: None,
@@ -181,6 +185,7 @@ impl Indexer {
             }
             self.look_at_everything(false);
         }
+        self.settled = self.once.then(|| Instant::now() + self.settings.settle);
         self.list_what_was_listed();
         loop {
             let now = Instant::now();
@@ -235,10 +240,19 @@ impl Indexer {
         }
     }
 
+    /// Whether what was found at first will be looked at again before it has stood long enough: an
+    /// index that is opened for one generation waits for that, so that files that were finished a
+    /// moment ago are in it.
+    fn is_settling(&self) -> bool {
+        let next = self.deadlines.first().map(|(when, _)| *when);
+        next.zip(self.settled).is_some_and(|(next, settled)| next <= settled)
+    }
+
     /// How long there is nothing to do.
     fn wait(&self, now: Instant) -> Duration {
         let deadline = self.deadlines.first().map(|(when, _)| *when);
         let publish = self.publisher.next(self.tally.hashing.versions, now);
+        let publish = publish.filter(|_| !self.is_settling());
         let line = self.hashing_log.next();
         let times = [deadline, publish, line, self.next_rescan, Some(self.anchors.next())];
         let next = times.into_iter().flatten().min().unwrap_or(now);

@@ -15,7 +15,7 @@ impl Indexer {
         let versions = &self.versions;
         self.publisher
             .settle_pending(now, |path| versions.get(path).is_some_and(Version::is_hashing));
-        if !self.publisher.due(self.tally.hashing.versions, now) {
+        if self.is_settling() || !self.publisher.due(self.tally.hashing.versions, now) {
             return;
         }
         let versions = &self.versions;

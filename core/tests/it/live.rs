@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::thread;
 use std::time::Duration;
 
 use crate::common::{Live, Site, VERSION, sha256};
@@ -553,6 +554,8 @@ fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {
     let site = Site::new();
     for number in 0..VERSIONS {
         site.image(&format!("images/a/{number}/amd64/default/20240101"), &number.to_string());
+        // Each is quiet long before the next one is.
+        thread::sleep(Site::SETTLE / 2);
     }
     // Without optimization, as tests are built, that takes longer than a first generation waits.
     let large = site.path("images/a/2/amd64/default/20240101/rootfs.squashfs");
