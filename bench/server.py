@@ -114,6 +114,12 @@ class Nginx:
         except OSError:
             return None
 
+    def tag(self, port, path):
+        """The entity tag of a document, for which nothing of it is sent."""
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method="HEAD")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.headers["ETag"]
+
     def wait_for(self, what, seconds=120):
         """The first true result of `what()`."""
         deadline = time.monotonic() + seconds

@@ -24,7 +24,7 @@ use crate::Digest;
 use crate::tree::Stamp;
 
 use census::{Census, Present};
-use store::{Forgotten, Store};
+use store::{Ahead, Forgotten, Store};
 
 /// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
 /// are coarse.
@@ -68,6 +68,8 @@ struct Inner {
     pairs: HashMap<(Digest, Digest), Digest>,
     texts: HashMap<String, Vec<u8>>,
     store: Option<Store>,
+    /// All that the store has, while indexes look at whole trees for the first time, and how many do.
+    ahead: (Option<Ahead>, usize),
     /// Where to have one, and when to try again if there is none.
     path: Option<(PathBuf, Instant)>,
     /// What a file that is had later must not have.
@@ -87,11 +89,30 @@ impl HashCache {
         }
     }
 
+    /// An index is going to look at a whole tree: tens of thousands of hashes are read faster in a row
+    /// than one by one. To be followed by [`end_first_look`](Self::end_first_look).
+    pub fn begin_first_look(&self) {
+        let mut inner = self.inner();
+        let Inner { store, ahead: (ahead, looks), .. } = &mut *inner;
+        if *looks == 0 {
+            *ahead = store.as_mut().and_then(Store::all);
+        }
+        *looks += 1;
+    }
+
+    /// An index has looked at its tree.
+    pub fn end_first_look(&self) {
+        let (ahead, looks) = &mut self.inner().ahead;
+        *looks = looks.saturating_sub(1);
+        ahead.take_if(|_| *looks == 0);
+    }
+
     /// SHA-256 of the file at `path` with this stamp.
     pub fn file(&self, path: &str, stamp: &Stamp) -> Option<Digest> {
         let mut inner = self.inner();
         let key = Key::of(stamp);
         let known = inner.files.get(&key).map(|(record, _)| *record);
+        let known = known.or_else(|| inner.ahead.0.as_ref()?.files.get(&key).copied());
         let record = known.or_else(|| inner.store.as_mut()?.file(&key))?;
         let path = xxh3_64(path.as_bytes());
         if record.changed != stamp.changed {
@@ -110,13 +131,16 @@ impl HashCache {
     pub fn pair(&self, metadata: Digest, root: Digest) -> Option<Digest> {
         let mut inner = self.inner();
         let known = inner.pairs.get(&(metadata, root)).copied();
+        let known = known.or_else(|| inner.ahead.0.as_ref()?.pairs.get(&(metadata, root)).copied());
         known.or_else(|| inner.store.as_mut()?.pair(metadata, root))
     }
 
     /// Remembers the hash of the file at `path`.
     pub fn put_file(&self, path: &str, stamp: &Stamp, digest: Digest) {
         let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
-        self.inner().files.insert(Key::of(stamp), (record, Instant::now()));
+        let (mut inner, key) = (self.inner(), Key::of(stamp));
+        inner.forget_ahead(&key);
+        inner.files.insert(key, (record, Instant::now()));
     }
 
     /// Remembers the hash of a pair.
@@ -130,6 +154,7 @@ impl HashCache {
         let mut inner = self.inner();
         let key = Key::of(stamp);
         inner.files.remove(&key);
+        inner.forget_ahead(&key);
         if let Some(forgotten) = inner.forgotten() {
             forgotten.files.insert(key);
         }
@@ -234,6 +259,13 @@ impl Inner {
         log::warn!("keeping hashes in memory only");
         if let Some(store) = self.store.take() {
             self.forgotten = store.forgotten;
+        }
+    }
+
+    /// What was read ahead of this file is old.
+    fn forget_ahead(&mut self, key: &Key) {
+        if let Some(ahead) = &mut self.ahead.0 {
+            ahead.files.remove(key);
         }
     }
 
@@ -400,6 +432,32 @@ mod tests {
         assert_eq!(count(0..300, &["/a"], census::KEEP), 300);
         drop(cache);
         assert_eq!(found(&path), 300, "on disk too");
+    }
+
+    /// While an index looks at its tree for the first time, what changes is not known by what was read
+    /// before.
+    #[test]
+    fn what_is_read_ahead_does_not_outlive_what_it_is_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hashes");
+        let of = |inode: u64| Stamp { inode, ..STAMP };
+        filled(&path);
+        let cache = HashCache::default();
+        cache.persist(&path);
+        cache.begin_first_look();
+        cache.begin_first_look();
+        cache.end_first_look();
+        assert_eq!(cache.inner().ahead.0.as_ref().map(|ahead| ahead.files.len()), Some(500));
+        assert_eq!(cache.file("a", &of(8)), Some(Digest::of(&8_u64.to_le_bytes())));
+        assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
+        cache.forget(&of(7));
+        cache.put_file("b", &Stamp { changed: 9, ..of(8) }, Digest::of(b"new"));
+        cache.flush(Duration::ZERO);
+        assert_eq!(cache.file("a", &of(7)), None);
+        assert_eq!(cache.file("b", &Stamp { changed: 9, ..of(8) }), Some(Digest::of(b"new")));
+        cache.end_first_look();
+        assert!(cache.inner().ahead.0.is_none());
+        assert_eq!(cache.file("a", &of(9)), Some(Digest::of(&9_u64.to_le_bytes())));
     }
 
     /// While another process has the file, hashes are kept in memory; they go there when it is free.

@@ -18,8 +18,9 @@ mod saver;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,8 +32,8 @@ use crate::quiet::Writers;
 use crate::scan::{self, FoundVersion};
 use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict, Version};
-use crate::watch::{RawEvent, Watcher};
-use crate::{Problem, Settings, cache, fields};
+use crate::watch::{Added, RawEvent, Watcher};
+use crate::{Problem, Settings, cache, fields, parallel};
 
 use anchors::Anchors;
 use hashing_log::HashingLog;
@@ -60,6 +61,13 @@ const REQUIREMENTS: &str = ".requirements";
 /// Events taken in before the next look at deadlines and publishing: a flood of them must not keep
 /// a finished version from being published.
 const BATCH: usize = 256;
+
+/// Versions that are looked at before any of them is judged: what was seen of them must not fill the
+/// memory, and hashing is to begin.
+const LOOKS: usize = 2048;
+
+/// Of these, how many one thread looks at before it takes more.
+const SHARE: NonZeroUsize = NonZeroUsize::new(32).expect("is not zero");
 
 /// While more versions than that are being hashed, results are taken in by the handful.
 const CROWD: u64 = 64;
@@ -175,7 +183,9 @@ impl Indexer {
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
+        self.pool.cache().begin_first_look();
         self.look_at_everything(false);
+        self.pool.cache().end_first_look();
         // What could not be looked at must not seem to be gone.
         while std::mem::take(&mut self.is_blind) {
             match events.recv_timeout(RETRY) {
@@ -312,7 +322,7 @@ impl Indexer {
             let found = version.found.clone();
             // A symbolic link may have taken its place, or that of a directory above it.
             if self.tree.contains(path) {
-                return self.look_at_version(found, false);
+                return self.look_at_versions(vec![found], false);
             }
             let above = path.split('/').scan(String::new(), |at, component| {
                 *at = join(at, component);
@@ -386,13 +396,16 @@ impl Indexer {
         if path.is_empty() {
             return;
         }
-        let Self { tree, watcher, once, .. } = self;
-        let walk = scan::walk(tree, path, &mut |directory| {
-            // Three of four directories are above versions.
-            if let Some(watcher) = watcher.as_mut().filter(|_| !*once) {
-                watcher.add(tree, directory);
+        // Three of four directories are above versions.
+        let adder = self.watcher.as_ref().filter(|_| !self.once).map(Watcher::adder);
+        let added = Mutex::new(Vec::new());
+        let walk = scan::walk(&self.tree, path, &|directory| {
+            if let Some(adder) = &adder {
+                let watch = adder.add(&self.tree, directory);
+                added.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
             }
         });
+        self.note(added.into_inner().unwrap_or_else(PoisonError::into_inner));
         if let Some(err) = walk.cut_short {
             return self.failed(path, &err);
         }
@@ -427,31 +440,49 @@ impl Indexer {
         for (path, file) in walk.overrides {
             self.take_override(&path, &file);
         }
-        for version in newest_first(walk.versions) {
-            self.look_at_version(version, retry);
+        let mut versions = newest_first(walk.versions);
+        loop {
+            let some: Vec<FoundVersion> = versions.by_ref().take(LOOKS).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.look_at_versions(some, retry);
         }
         self.publisher.touch();
     }
 
-    fn look_at_version(&mut self, found: FoundVersion, retry: bool) {
-        let path = found.path.clone();
-        // Before the look, also when it was found before: it may have been closed to us then.
-        if let Some(watcher) = &mut self.watcher {
-            watcher.add(&self.tree, &path);
+    fn look_at_versions(&mut self, versions: Vec<FoundVersion>, retry: bool) {
+        let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
+        let looks = parallel::map(&versions, SHARE, |found| {
+            let now = (Instant::now(), SystemTime::now());
+            // Before the look, also when it was found before: it may have been closed to us then.
+            let watch = adder.as_ref().map(|adder| adder.add(&tree, &found.path));
+            (now, watch, scan::files(&tree, &found.path))
+        });
+        for (found, (now, watch, files)) in versions.into_iter().zip(looks) {
+            self.note(watch);
+            let path = found.path.clone();
+            self.add(found);
+            let writers = std::mem::take(&mut self.writers);
+            let look = Look {
+                tree: &tree,
+                writers: &writers,
+                now,
+                settle: self.settings.settle,
+                retry,
+                vouched: self.publisher.vouched(&path),
+            };
+            let verdict =
+                self.update(&path, |version| version.look(files, look)).unwrap_or_default();
+            self.writers = writers;
+            self.carry_out(&path, verdict);
         }
-        self.add(found);
-        let (tree, writers) = (self.tree.clone(), std::mem::take(&mut self.writers));
-        let look = Look {
-            tree: &tree,
-            writers: &writers,
-            now: (Instant::now(), SystemTime::now()),
-            settle: self.settings.settle,
-            retry,
-            vouched: self.publisher.vouched(&path),
-        };
-        let verdict = self.update(&path, |version| version.look(look)).unwrap_or_default();
-        self.writers = writers;
-        self.carry_out(&path, verdict);
+    }
+
+    fn note(&mut self, added: impl IntoIterator<Item = Added>) {
+        if let Some(watcher) = &mut self.watcher {
+            added.into_iter().for_each(|watch| watcher.note(watch));
+        }
     }
 
     fn carry_out(&mut self, path: &str, verdict: Verdict) {

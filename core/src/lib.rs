@@ -41,6 +41,7 @@ mod hash;
 mod kind;
 mod name;
 mod overrides;
+mod parallel;
 mod render;
 mod scan;
 pub mod sha256;

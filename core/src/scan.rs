@@ -5,8 +5,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use crate::Problem;
 use crate::arch;
@@ -15,6 +16,7 @@ use crate::name::{
     BadName, MAX_COMPONENTS, MIN_COMPONENTS, ProductName, check_path_component,
     check_product_component, is_version,
 };
+use crate::parallel;
 use crate::tree::{Entry, Stamp, Tree, is_passing, join};
 
 /// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
@@ -76,8 +78,9 @@ pub struct FoundFile {
 
 /// Walks the tree from `path`, which must lie in the stream whose directory is its first
 /// component, and calls `enter` for each directory before it is read, so that a watch stands
-/// before the first look. The directories of versions are not read.
-pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
+/// before the first look. The directories of versions are not read. Many directories are read by
+/// several threads.
+pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
     let mut walk = Walk::default();
     let mut components = path.split('/');
     let Some(stream) = components.next() else {
@@ -110,53 +113,66 @@ pub fn walk(tree: &Tree, path: &str, enter: &mut dyn FnMut(&str)) -> Walk {
         Ok(Entry::File { .. } | Entry::Special | Entry::Dangling) => return walk,
         Ok(Entry::Directory { .. }) | Err(_) => {}
     }
-    let visited = HashSet::new();
-    let mut walker = Walker { tree, stream, enter, visited, links: 0, found: &mut walk };
+    let reader = Reader { tree, stream, canonical: OnceLock::new(), enter };
+    let mut walker = Walker { reader: &reader, visited: HashSet::new(), found: walk };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
     let mut at = stream.to_owned();
-    let mut product = Vec::new();
+    let mut linked = false;
     for component in components {
-        let above = at;
-        at = join(&above, component);
-        match walker.judge(&at, component.as_bytes(), &product) {
+        let below = join(&at, component);
+        let above = std::mem::replace(&mut at, below);
+        match reader.judge(&above, &at, component.as_bytes()) {
             Judged::Descend => {
-                product.push(component);
                 // As a walk of the whole would have come here.
-                walker.links += usize::from(is_link(tree, &at));
-                if walker.links > 0 {
+                linked |= is_link(tree, &at);
+                if linked {
                     walker.visit(&at);
                 }
             }
             Judged::Version => {
-                walker.version(at, component, &product);
-                return walk;
+                walker.found.versions.extend(reader.version(&at, component));
+                return walker.found;
             }
             Judged::Bad(problem) => {
-                walk.problems.push((above, problem));
-                return walk;
+                walker.found.problems.push((above, problem));
+                return walker.found;
             }
         }
     }
-    walker.directory(&at, false, &mut product.iter().map(|&c| c.to_owned()).collect());
-    walk
+    if linked {
+        walker.follow(&at, false)
+    } else {
+        walker.descend(at)
+    }
+    walker.found
 }
 
 fn is_link(tree: &Tree, path: &str) -> bool {
     fs::symlink_metadata(tree.absolute(path)).is_ok_and(|meta| meta.is_symlink())
 }
 
-struct Walker<'a> {
+/// Reads single directories, on any thread.
+struct Reader<'a> {
     tree: &'a Tree,
     stream: &'a str,
-    enter: &'a mut dyn FnMut(&str),
-    /// Directories that were read at the end of symbolic links and below, by device and inode. A link
-    /// leads into each at most once: a few links in a circle would make more paths than there are
-    /// atoms. Those of the stream itself no link leads into.
-    visited: HashSet<(u64, u64)>,
-    /// How many symbolic links led to where it is.
-    links: usize,
-    found: &'a mut Walk,
+    /// Where the stream's directory really is.
+    canonical: OnceLock<Option<PathBuf>>,
+    enter: &'a (dyn Fn(&str) + Sync),
+}
+
+/// What is in one directory.
+#[derive(Default)]
+struct Listing {
+    found: Walk,
+    /// Directories to be read in turn, sorted.
+    below: Vec<Below>,
+}
+
+struct Below {
+    path: String,
+    /// A symbolic link leads there.
+    is_link: bool,
 }
 
 enum Judged {
@@ -165,20 +181,83 @@ enum Judged {
     Bad(Problem),
 }
 
+/// Directories that one thread reads before it looks for more.
+const SHARE: NonZeroUsize = NonZeroUsize::new(32).expect("is not zero");
+
+struct Walker<'a> {
+    reader: &'a Reader<'a>,
+    /// Directories that were read at the end of symbolic links and below, by device and inode. A link
+    /// leads into each at most once: a few links in a circle would make more paths than there are
+    /// atoms. Those of the stream itself no link leads into.
+    visited: HashSet<(u64, u64)>,
+    found: Walk,
+}
+
 impl Walker<'_> {
-    /// What a directory called `name` at `path` is, below the components of `product`.
-    fn judge<S: AsRef<str>>(&self, path: &str, name: &[u8], product: &[S]) -> Judged {
+    /// Walks from `path`, to which no link leads: level by level, then one link after the other, in
+    /// the order of their paths, which decides where several lead to one directory.
+    fn descend(&mut self, path: String) {
+        let mut level = vec![path];
+        let mut links = Vec::new();
+        while !level.is_empty() {
+            let listings = parallel::map(&level, SHARE, |path| self.reader.read(path, false));
+            level.clear();
+            for Listing { found, below } in listings {
+                self.found.append(found);
+                for Below { path, is_link } in below {
+                    if is_link { &mut links } else { &mut level }.push(path);
+                }
+            }
+        }
+        links.sort_by(|a: &String, b| a.split('/').cmp(b.split('/')));
+        for link in links {
+            self.follow(&link, true);
+        }
+    }
+
+    /// Walks from `path`, which is a link if `is_link`, and behind one in any case.
+    fn follow(&mut self, path: &str, is_link: bool) {
+        if !self.visit(path) && is_link {
+            let remedy =
+                "remove the link, or let it lead to a directory that nothing else leads to";
+            let reason = "the symbolic link leads to a directory that is in the tree already";
+            let problem = Problem::new(Path::new(path), reason, remedy);
+            return self.found.problems.push((path.to_owned(), problem));
+        }
+        let Listing { found, below } = self.reader.read(path, is_link);
+        self.found.append(found);
+        for Below { path, is_link } in below {
+            self.follow(&path, is_link);
+        }
+    }
+
+    /// Notes the directory; says whether it is seen for the first time.
+    fn visit(&mut self, path: &str) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = fs::metadata(self.reader.tree.absolute(path));
+        meta.map_or(true, |meta| self.visited.insert((meta.dev(), meta.ino())))
+    }
+}
+
+impl Reader<'_> {
+    /// Components of the product whose directory is at `path`, or may be below it.
+    fn product<'p>(&self, path: &'p str) -> Vec<&'p str> {
+        path.split('/').skip(1).collect()
+    }
+
+    /// What a directory called `name` at `path` in the directory `above` is.
+    fn judge(&self, above: &str, path: &str, name: &[u8]) -> Judged {
+        let depth = above.split('/').count() - 1;
         let bad = |bad: BadName| Judged::Bad(Problem::new(Path::new(path), bad.reason, bad.remedy));
-        let version = |name: &str| is_version(name) && product.len() >= MIN_COMPONENTS;
         match check_path_component(name) {
             Err(err) => return bad(err),
-            Ok(name) if version(name) => return Judged::Version,
+            Ok(name) if is_version(name) && depth >= MIN_COMPONENTS => return Judged::Version,
             Ok(_) => {}
         }
         if let Err(err) = check_product_component(name) {
             return bad(err);
         }
-        if product.len() == MIN_COMPONENTS - 1
+        if depth == MIN_COMPONENTS - 1
             && str::from_utf8(name).ok().and_then(arch::canonical).is_none()
         {
             return bad(BadName {
@@ -187,7 +266,7 @@ impl Walker<'_> {
                          path is os/release/architecture/variant/version",
             });
         }
-        if product.len() >= MAX_COMPONENTS {
+        if depth >= MAX_COMPONENTS {
             return bad(BadName {
                 reason: "the path is too deep for an image",
                 remedy: "move it up, or look for a symbolic link that leads into itself",
@@ -196,78 +275,73 @@ impl Walker<'_> {
         Judged::Descend
     }
 
-    /// Notes the directory; says whether it is seen for the first time.
-    fn visit(&mut self, path: &str) -> bool {
-        use std::os::unix::fs::MetadataExt as _;
-        let meta = fs::metadata(self.tree.absolute(path));
-        meta.map_or(true, |meta| self.visited.insert((meta.dev(), meta.ino())))
+    /// The version called `name` at `path`.
+    fn version(&self, path: &str, name: &str) -> Option<FoundVersion> {
+        let (above, _) = path.rsplit_once('/')?;
+        let product = ProductName::new(self.stream, &self.product(above))?;
+        Some(FoundVersion { path: path.to_owned(), product, name: name.to_owned() })
     }
 
     fn in_stream(&self, target: &Path) -> bool {
-        let stream = fs::canonicalize(self.tree.absolute(self.stream));
-        stream.is_ok_and(|stream| target.starts_with(stream))
-    }
-
-    fn version<S: AsRef<str>>(&mut self, path: String, name: &str, product: &[S]) {
-        let components: Vec<&str> = product.iter().map(AsRef::as_ref).collect();
-        if let Some(product) = ProductName::new(self.stream, &components) {
-            let last = self.found.versions.last().map(|version| &version.product);
-            // One name for all versions of a product.
-            let product = last.filter(|last| **last == product).cloned().unwrap_or(product);
-            self.found.versions.push(FoundVersion { path, product, name: name.to_owned() });
-        }
+        let canonical = || fs::canonicalize(self.tree.absolute(self.stream)).ok();
+        let stream = self.canonical.get_or_init(canonical);
+        stream.as_ref().is_some_and(|stream| target.starts_with(stream))
     }
 
     /// Reads the directory at `path`, to which a symbolic link led if `linked`.
-    fn directory(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
-        self.links += usize::from(linked);
-        self.read(path, linked, product);
-        self.links -= usize::from(linked);
-    }
-
-    fn read(&mut self, path: &str, linked: bool, product: &mut Vec<String>) {
-        if self.links > 0 && !self.visit(path) && linked {
-            let remedy =
-                "remove the link, or let it lead to a directory that nothing else leads to";
-            let reason = "the symbolic link leads to a directory that is in the tree already";
-            return self.problem(path, Problem::new(Path::new(path), reason, remedy));
-        }
+    fn read(&self, path: &str, linked: bool) -> Listing {
         (self.enter)(path);
-        let entries = match read_dir(self.tree, path) {
-            Ok(entries) => entries,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return,
-            Err(err) => return self.unreadable(path, path, err),
+        let mut listing = Listing::default();
+        let read = self.tree.directory(path).and_then(|directory| {
+            let names = directory.names()?;
+            Ok((directory, names))
+        });
+        let (directory, names) = match read {
+            Ok(read) => read,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return listing,
+            Err(err) => {
+                listing.unreadable(path, path, err);
+                return listing;
+            }
         };
         let mut image = None;
-        for (name, is_directory) in entries {
+        for (name, is_directory) in names {
             let lossy = String::from_utf8_lossy(&name).into_owned();
             let below = join(path, &lossy);
             // A name that is not UTF-8 has no path here; it is judged, and goes no further.
             let entry = match str::from_utf8(&name) {
-                Ok(_) if !is_directory => self.tree.entry(&below),
+                Ok(name) if !is_directory => directory.entry(name),
                 _ => Ok(Entry::Directory { link: None }),
             };
             match entry {
-                Ok(Entry::Directory { link }) => match self.judge(&below, &name, product) {
-                    Judged::Version => self.version(below, &lossy, product),
+                Ok(Entry::Directory { link }) => match self.judge(path, &below, &name) {
+                    Judged::Version => {
+                        let mut version = self.version(&below, &lossy);
+                        // One name for all versions of a product.
+                        let first = listing.found.versions.first();
+                        if let (Some(version), Some(first)) = (&mut version, first) {
+                            version.product = first.product.clone();
+                        }
+                        listing.found.versions.extend(version);
+                    }
                     // A name for people, such as `latest`: what it leads to is found where it
                     // really is.
                     Judged::Descend
                         if link.as_ref().is_some_and(|target| self.in_stream(target)) => {}
                     Judged::Descend => {
-                        product.push(lossy);
-                        self.directory(&below, link.is_some(), product);
-                        product.pop();
+                        listing.below.push(Below { path: below, is_link: link.is_some() });
                     }
-                    Judged::Bad(problem) => self.problem(path, problem),
+                    Judged::Bad(problem) => listing.problem(path, problem),
                 },
                 Ok(Entry::File { .. }) if Kind::of(&lossy).is_image() => {
                     image.get_or_insert(lossy);
                 }
-                Ok(Entry::File { meta }) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
+                Ok(Entry::File { stamp, links })
+                    if matches!(Kind::of(&lossy), Kind::Overrides(_)) =>
+                {
                     let everywhere = Kind::of(&lossy) == Kind::Overrides(Overrides::Requirements);
-                    if product.len() < MIN_COMPONENTS && !everywhere {
-                        self.problem(
+                    if self.product(path).len() < MIN_COMPONENTS && !everywhere {
+                        listing.problem(
                             path,
                             Problem::new(
                                 Path::new(&below),
@@ -276,24 +350,28 @@ impl Walker<'_> {
                             ),
                         );
                     } else {
-                        self.found.overrides.push((below, FoundFile::new(lossy, &meta)));
+                        let file = FoundFile::new(lossy, stamp, links);
+                        listing.found.overrides.push((below, file));
                     }
                 }
                 Ok(Entry::Special) if matches!(Kind::of(&lossy), Kind::Overrides(_)) => {
-                    self.problem(path, irregular(&below));
+                    listing.problem(path, irregular(&below));
                 }
-                Ok(Entry::Outside) => self.problem(path, outside(&below)),
+                Ok(Entry::Outside) => listing.problem(path, outside(&below)),
                 Ok(_) => {}
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => self.unreadable(path, &below, err),
+                Err(err) => listing.unreadable(path, &below, err),
             }
         }
         // A link such as `latest` to a version is a name for people too.
         if let Some(file) = image.filter(|_| !linked) {
-            self.problem(path, misplaced(path, &file, product.len()));
+            listing.problem(path, misplaced(path, &file, self.product(path).len()));
         }
+        listing
     }
+}
 
+impl Listing {
     /// `path`, which the walk of `directory` finds, cannot be looked at.
     fn unreadable(&mut self, directory: &str, path: &str, err: io::Error) {
         if is_passing(&err) {
@@ -308,11 +386,19 @@ impl Walker<'_> {
     }
 }
 
+impl Walk {
+    fn append(&mut self, other: Self) {
+        self.versions.extend(other.versions);
+        self.overrides.extend(other.overrides);
+        self.problems.extend(other.problems);
+        self.cut_short = other.cut_short.or(self.cut_short.take());
+    }
+}
+
 impl FoundFile {
     /// A file called `name`.
-    pub fn new(name: String, meta: &fs::Metadata) -> Self {
-        use std::os::unix::fs::MetadataExt as _;
-        Self { kind: Kind::of(&name), name, stamp: Stamp::of(meta), links: meta.nlink() }
+    pub fn new(name: String, stamp: Stamp, links: u64) -> Self {
+        Self { kind: Kind::of(&name), name, stamp, links }
     }
 }
 
@@ -324,7 +410,8 @@ impl FoundFile {
 /// When the directory cannot be read.
 pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
     let mut files = Files::default();
-    let mut names = read_dir(tree, path)?;
+    let directory = tree.directory(path)?;
+    let mut names = directory.names()?;
     let mut size = 0;
     // Well-known names first, lest the bound leaves them out.
     names.sort_by_cached_key(|(name, _)| Kind::rank(&String::from_utf8_lossy(name)));
@@ -347,20 +434,20 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
             files.problems.push(Problem::new(Path::new(&below), reason, remedy));
             continue;
         }
-        match tree.entry(&below) {
-            Ok(Entry::File { meta }) if meta.len() > MAX_SIZE - size => {
+        match directory.entry(&lossy) {
+            Ok(Entry::File { stamp, .. }) if stamp.size > MAX_SIZE - size => {
                 files.problems.push(Problem::new(
                     Path::new(&below),
                     format!(
                         "it claims {} bytes, with which the version has more than 1 TiB",
-                        meta.len()
+                        stamp.size
                     ),
                     "replace it by an image of a sensible size",
                 ));
             }
-            Ok(Entry::File { meta }) => {
-                size += meta.len();
-                let file = FoundFile::new(lossy.into_owned(), &meta);
+            Ok(Entry::File { stamp, links }) => {
+                size += stamp.size;
+                let file = FoundFile::new(lossy.into_owned(), stamp, links);
                 match kind {
                     Kind::Overrides(_) => files.overrides.push(file),
                     _ => files.images.push(Arc::new(file)),
@@ -379,22 +466,6 @@ pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
         }
     }
     Ok(files)
-}
-
-/// Names in a directory, sorted, without those that begin with a dot; `.requirements` alone is seen.
-/// Each with whether it is a directory and no link to one, as far as the file system says so by itself.
-fn read_dir(tree: &Tree, path: &str) -> io::Result<Vec<(Vec<u8>, bool)>> {
-    use std::os::unix::ffi::OsStringExt as _;
-    let mut names = Vec::new();
-    for entry in fs::read_dir(tree.absolute(path))? {
-        let entry = entry?;
-        let name = entry.file_name().into_vec();
-        if !name.starts_with(b".") || name == b".requirements" {
-            names.push((name, entry.file_type().is_ok_and(|of| of.is_dir())));
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// The problem of a path that the system does not let us read.

@@ -5,11 +5,13 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
 
 /// What identifies the content of a file without reading it.
 ///
@@ -37,7 +39,6 @@ pub struct Stamp {
 impl Stamp {
     /// The stamp in a file's metadata.
     pub fn of(meta: &Metadata) -> Self {
-        let nanoseconds = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
         Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -47,6 +48,23 @@ impl Stamp {
             born: meta.created().ok().map(since_epoch),
         }
     }
+
+    fn of_statx(found: &Statx) -> Self {
+        let time = |at: StatxTimestamp| nanoseconds(at.tv_sec, at.tv_nsec.into());
+        let knows_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Self {
+            device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+            size: found.stx_size,
+            modified: time(found.stx_mtime),
+            changed: time(found.stx_ctime),
+            born: knows_birth.then(|| time(found.stx_btime)),
+        }
+    }
+}
+
+fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 /// Nanoseconds since the epoch; the nearest there is before 1677 and after 2262.
@@ -73,8 +91,10 @@ pub enum Entry {
     },
     /// A regular file.
     File {
-        /// Its metadata.
-        meta: Metadata,
+        /// Its identity.
+        stamp: Stamp,
+        /// Number of names that it has.
+        links: u64,
     },
     /// A FIFO, socket or device.
     Special,
@@ -129,10 +149,21 @@ impl Tree {
         if meta.is_dir() {
             Entry::Directory { link }
         } else if meta.is_file() {
-            Entry::File { meta }
+            Entry::File { stamp: Stamp::of(&meta), links: meta.nlink() }
         } else {
             Entry::Special
         }
+    }
+
+    /// Opens the directory at `path`, symbolic links followed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read; `NotFound` if it went away.
+    pub fn directory<'a>(&'a self, path: &'a str) -> io::Result<Directory<'a>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(self.absolute(path), flags, Mode::empty())?;
+        Ok(Directory { tree: self, path, fd })
     }
 
     /// Whether `path`, with every symbolic link on the way followed, lies below the root.
@@ -158,6 +189,56 @@ impl Tree {
             OpenOptions::new().read(true).custom_flags(nonblock).open(self.absolute(path))?;
         let meta = file.metadata()?;
         Ok((meta.is_file() && Stamp::of(&meta) == *stamp).then_some(file))
+    }
+}
+
+/// A directory of the tree, open: its entries are looked at without a walk from the root to each.
+#[derive(Debug)]
+pub struct Directory<'a> {
+    tree: &'a Tree,
+    path: &'a str,
+    fd: OwnedFd,
+}
+
+impl Directory<'_> {
+    /// Its entries' names, sorted, without those that begin with a dot; `.requirements` alone is
+    /// seen. Each with whether it is a directory and no link to one, as far as the file system says
+    /// so by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn names(&self) -> io::Result<Vec<(Vec<u8>, bool)>> {
+        let mut names = Vec::new();
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut entries = RawDir::new(&self.fd, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if !name.starts_with(b".") || name == b".requirements" {
+                names.push((name.to_vec(), entry.file_type() == FileType::Directory));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// As [`Tree::entry`], of the entry called `name`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tree::entry`].
+    pub fn entry(&self, name: &str) -> io::Result<Entry> {
+        let what = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let found = rustix::fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, what);
+        match found.map(|found| (FileType::from_raw_mode(found.stx_mode.into()), found)) {
+            Ok((FileType::RegularFile, found)) => {
+                Ok(Entry::File { stamp: Stamp::of_statx(&found), links: found.stx_nlink.into() })
+            }
+            Ok((FileType::Directory, _)) => Ok(Entry::Directory { link: None }),
+            // A link, or a system that has no such call: the way that goes everywhere.
+            _ => self.tree.entry(&join(self.path, name)),
+        }
     }
 }
 
@@ -201,7 +282,13 @@ mod tests {
         symlink("nowhere", root.join("dangling")).unwrap();
 
         let tree = Tree::new(&root);
-        let entry = |path| tree.entry(path).unwrap();
+        let entry = |path: &str| {
+            let found = tree.entry(path).unwrap();
+            let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let same = tree.directory(directory).unwrap().entry(name).unwrap();
+            assert_eq!(format!("{found:?}"), format!("{same:?}"), "by way of its directory");
+            found
+        };
         assert!(matches!(entry("a/f"), Entry::File { .. }));
         assert!(matches!(entry("a/b"), Entry::Directory { link: None }));
         assert!(matches!(entry("relative-out"), Entry::Outside));

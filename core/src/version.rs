@@ -63,7 +63,7 @@ pub struct Look<'a> {
     pub tree: &'a Tree,
     /// What was seen of writers.
     pub writers: &'a Writers,
-    /// The time, by both clocks.
+    /// The time, by both clocks, before the directory was read.
     pub now: (Instant, SystemTime),
     /// The settle time.
     pub settle: Duration,
@@ -144,29 +144,28 @@ impl Version {
         Some(file.stamp)
     }
 
-    /// Looks at the directory and decides.
-    pub fn look(&mut self, look: Look<'_>) -> Verdict {
+    /// Decides by what was `found` in the directory.
+    pub fn look(&mut self, found: io::Result<scan::Files>, look: Look<'_>) -> Verdict {
         let path = &self.found.path;
-        let scan::Files { images: files, overrides, problems: mut notes } =
-            match scan::files(look.tree, path) {
-                Ok(found) => found,
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    return Verdict {
-                        gone: true,
-                        unlisted: self.listed.is_some(),
-                        ..Verdict::default()
-                    };
-                }
-                Err(err) if is_passing(&err) => {
-                    return Verdict { failed: Some(err), ..Verdict::default() };
-                }
-                Err(err) => {
-                    let problem = Box::new(unreadable(path, &err));
-                    self.state = State::Broken { problem, plan: None };
-                    let unlisted = self.listed.take().is_some();
-                    return Verdict { unlisted, ..Verdict::default() };
-                }
-            };
+        let scan::Files { images: files, overrides, problems: mut notes } = match found {
+            Ok(found) => found,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                return Verdict {
+                    gone: true,
+                    unlisted: self.listed.is_some(),
+                    ..Verdict::default()
+                };
+            }
+            Err(err) if is_passing(&err) => {
+                return Verdict { failed: Some(err), ..Verdict::default() };
+            }
+            Err(err) => {
+                let problem = Box::new(unreadable(path, &err));
+                self.state = State::Broken { problem, plan: None };
+                let unlisted = self.listed.take().is_some();
+                return Verdict { unlisted, ..Verdict::default() };
+            }
+        };
         // A file that was written to is not in `self.files` any more, so it counts as new here.
         let known = |file: &Arc<FoundFile>| self.files.iter().find(|(known, _)| known == file);
         let mut verdict = Verdict { overrides, ..Verdict::default() };

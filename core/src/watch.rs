@@ -116,6 +116,38 @@ pub struct Watcher {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Adds watches of a [`Watcher`], on any thread.
+#[derive(Clone, Debug)]
+pub struct Adder {
+    fd: Arc<OwnedFd>,
+}
+
+/// A watch, or that there is none.
+#[derive(Debug)]
+pub struct Added {
+    path: Arc<str>,
+    watch: Result<i32, Errno>,
+}
+
+impl Adder {
+    /// Watches the directory at `path`.
+    pub fn add(&self, tree: &Tree, path: &str) -> Added {
+        let flags = WatchFlags::CREATE
+            | WatchFlags::MODIFY
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::ATTRIB
+            | WatchFlags::DELETE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::EXCL_UNLINK
+            | WatchFlags::ONLYDIR;
+        let watch = inotify::add_watch(&self.fd, tree.absolute(path), flags);
+        Added { path: path.into(), watch }
+    }
+}
+
 impl Watcher {
     /// Starts without a watch; `sink` gets the events, in batches, on a thread that inherits the
     /// caller's signal mask.
@@ -152,22 +184,21 @@ impl Watcher {
         })
     }
 
+    /// For watching directories on other threads. This one is to be [told](Self::note) of them.
+    pub fn adder(&self) -> Adder {
+        Adder { fd: Arc::clone(&self.fd) }
+    }
+
     /// Watches the directory at `path`; one that is watched already stays so.
     pub fn add(&mut self, tree: &Tree, path: &str) {
-        let flags = WatchFlags::CREATE
-            | WatchFlags::MODIFY
-            | WatchFlags::CLOSE_WRITE
-            | WatchFlags::ATTRIB
-            | WatchFlags::DELETE
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::MOVED_TO
-            | WatchFlags::DELETE_SELF
-            | WatchFlags::MOVE_SELF
-            | WatchFlags::EXCL_UNLINK
-            | WatchFlags::ONLYDIR;
-        match inotify::add_watch(&self.fd, tree.absolute(path), flags) {
+        self.note(self.adder().add(tree, path));
+    }
+
+    /// Takes note of a watch. What happened since it was added is not lost: events are
+    /// [translated](Self::translate) where this is called.
+    pub fn note(&mut self, Added { path, watch }: Added) {
+        match watch {
             Ok(watch) => {
-                let path: Arc<str> = path.into();
                 match self.watches.insert(Arc::clone(&path), watch) {
                     Some(before) if before == watch => return,
                     Some(before) => self.forget(before, &path),

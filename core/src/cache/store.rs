@@ -27,8 +27,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use xxhash_rust::xxh3::xxh3_64;
+use redb::{
+    Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    TableDefinition,
+};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::census::{KEEP, Present};
 use super::{Key, Record};
@@ -42,6 +45,9 @@ const GONE: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("gone1");
 
 /// Memory that redb may use for pages, in bytes.
 const CACHE: usize = 8 << 20;
+
+/// Most hashes that are read in a row: about a hundred bytes of memory each.
+const MAX_AHEAD: u64 = 400_000;
 
 /// How long to wait for the process before us to let go of the file: a reload's two helpers overlap
 /// for a moment.
@@ -62,6 +68,13 @@ pub(super) struct Forgotten {
     pub(super) files: HashSet<Key>,
     /// By their paths.
     pub(super) texts: HashSet<String>,
+}
+
+/// Hashes that were read in a row.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) files: HashMap<Key, Record>,
+    pub(super) pairs: HashMap<(Digest, Digest), Digest>,
 }
 
 impl Forgotten {
@@ -186,21 +199,24 @@ impl Store {
         if self.broken || self.forgotten.files.contains(key) {
             return None;
         }
-        let key = file_key(key);
-        let value = self.get(|tables| &tables.files, &key)?;
-        let (digest, rest) = value.split_first_chunk::<32>()?;
-        let (changed, rest) = rest.split_first_chunk::<16>()?;
-        let (path, _) = rest.split_first_chunk::<8>()?;
-        Some(Record {
-            digest: Digest::from_bytes(*digest),
-            changed: i64::try_from(i128::from_le_bytes(*changed)).ok()?,
-            path: u64::from_le_bytes(*path),
-        })
+        record(&self.get(|tables| &tables.files, &file_key(key))?)
     }
 
     pub(super) fn pair(&mut self, metadata: Digest, root: Digest) -> Option<Digest> {
         let value = self.get(|tables| &tables.pairs, &pair_key(metadata, root))?;
         Some(Digest::from_bytes(*value.first_chunk::<32>()?))
+    }
+
+    /// All hashes; `None` if they are too many to have them all, or there is damage, which whoever
+    /// asks for a single one is told of.
+    pub(super) fn all(&mut self) -> Option<Ahead> {
+        let all = guarded(|| self.tables.get()?.all());
+        let mut all = all.unwrap_or_else(|err| {
+            log::debug!("reading the hash cache: {err}");
+            None
+        })?;
+        all.files.retain(|key, _| !self.forgotten.files.contains(key));
+        Some(all)
     }
 
     pub(super) fn text(&mut self, path: &str) -> Option<Vec<u8>> {
@@ -273,11 +289,7 @@ impl Store {
             Ok(value.map(|value| value.value().to_vec()))
         });
         match found {
-            Ok(value) => {
-                let mut value = value?;
-                let check = value.split_off(value.len().checked_sub(8)?);
-                (check == check_of(key, &value).to_le_bytes()).then_some(value)
-            }
+            Ok(value) => unchecked(key, &value?).map(<[u8]>::to_vec),
             Err(err) => {
                 log::warn!(
                     "cannot read hash cache \"{}\" ({err}), hashing again",
@@ -340,6 +352,28 @@ impl Tables {
         }
         write.commit()?;
         self.reopen()
+    }
+
+    /// See [`Store::all`].
+    fn all(&mut self) -> Result<Option<Ahead>, Failure> {
+        let (files, pairs) = (self.files.len()?, self.pairs.len()?);
+        if files + pairs > MAX_AHEAD {
+            return Ok(None);
+        }
+        let mut all = Ahead::default();
+        for entry in self.files.iter()? {
+            let (key, value) = entry?;
+            let value = unchecked(key.value(), value.value()).and_then(record);
+            all.files.extend(key_of(key.value()).zip(value));
+        }
+        for entry in self.pairs.iter()? {
+            let (key, value) = entry?;
+            let (key, value) = (key.value(), unchecked(key.value(), value.value()));
+            let digest = |bytes: &[u8]| bytes.first_chunk().copied().map(Digest::from_bytes);
+            let (metadata, root) = key.split_at(key.len() / 2);
+            all.pairs.extend(digest(metadata).zip(digest(root)).zip(value.and_then(digest)));
+        }
+        Ok(Some(all))
     }
 
     /// Makes what was written visible.
@@ -421,8 +455,7 @@ type IsPresent<'a> = &'a dyn Fn(&[u8]) -> bool;
 
 /// The time in a value of `gone1`, if it is whole.
 fn seconds(key: &[u8], value: &[u8]) -> Option<u64> {
-    let (seconds, check) = value.split_first_chunk::<8>()?;
-    (check == check_of(key, seconds).to_le_bytes()).then(|| u64::from_le_bytes(*seconds))
+    Some(u64::from_le_bytes(*unchecked(key, value)?.first_chunk()?))
 }
 
 /// Makes sure that the file is there and this user's alone: nginx's processes have no umask, and whoever can
@@ -453,6 +486,39 @@ fn file_key(key: &Key) -> Vec<u8> {
     bytes
 }
 
+/// What a key of `files1` says.
+fn key_of(bytes: &[u8]) -> Option<Key> {
+    let (numbers, times) = bytes.split_first_chunk::<24>()?;
+    let number = |at: usize| Some(u64::from_le_bytes(*numbers[at..].first_chunk()?));
+    let time = |at: usize| Some(i128::from_le_bytes(*times.get(at..)?.first_chunk()?));
+    let born = time(16)?;
+    Some(Key {
+        device: number(0)?,
+        inode: number(8)?,
+        size: number(16)?,
+        modified: i64::try_from(time(0)?).ok()?,
+        born: if born == i128::MIN { None } else { Some(i64::try_from(born).ok()?) },
+    })
+}
+
+/// What a value of `files1` says, without its check.
+fn record(value: &[u8]) -> Option<Record> {
+    let (digest, rest) = value.split_first_chunk::<32>()?;
+    let (changed, rest) = rest.split_first_chunk::<16>()?;
+    let (path, _) = rest.split_first_chunk::<8>()?;
+    Some(Record {
+        digest: Digest::from_bytes(*digest),
+        changed: i64::try_from(i128::from_le_bytes(*changed)).ok()?,
+        path: u64::from_le_bytes(*path),
+    })
+}
+
+/// The value without its check, if it is whole.
+fn unchecked<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
+    let (value, check) = value.split_at_checked(value.len().checked_sub(8)?)?;
+    (check == check_of(key, value).to_le_bytes()).then_some(value)
+}
+
 fn pair_key(metadata: Digest, root: Digest) -> Vec<u8> {
     [*metadata.as_bytes(), *root.as_bytes()].concat()
 }
@@ -464,7 +530,10 @@ fn checked(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
 }
 
 fn check_of(key: &[u8], value: &[u8]) -> u64 {
-    xxh3_64(&[key, value].concat())
+    let mut hash = Xxh3Default::new();
+    hash.update(key);
+    hash.update(value);
+    hash.digest()
 }
 
 #[derive(Debug, thiserror::Error)]

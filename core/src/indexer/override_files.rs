@@ -12,8 +12,8 @@ impl Indexer {
     pub(super) fn look_at_override(&mut self, path: &str) {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         match self.tree.entry(path) {
-            Ok(tree::Entry::File { meta }) => {
-                self.take_override(path, &FoundFile::new(name.to_owned(), &meta));
+            Ok(tree::Entry::File { stamp, links }) => {
+                self.take_override(path, &FoundFile::new(name.to_owned(), stamp, links));
             }
             _ if self.forget_override(path) => self.publisher.touch(),
             // Something that is no file has the name of one.

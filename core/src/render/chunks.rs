@@ -7,9 +7,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::panic::resume_unwind;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -20,7 +19,7 @@ use crate::digest::Hasher;
 use crate::memory::Memory;
 use crate::name::ProductName;
 use crate::snapshot::{Placed, Span, Tags};
-use crate::{Digest, fields};
+use crate::{Digest, fields, parallel};
 
 /// Lengths of chunks, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -351,28 +350,11 @@ impl Cutting<'_> {
         Ok(())
     }
 
-    /// Compresses what waits for it: half of it on a second thread, where it is more than one change
-    /// makes.
+    /// Compresses what waits for it.
     fn pack(&mut self) {
         let waiting = std::mem::take(&mut self.unpacked);
-        let pack = |chunks: &[Unpacked]| -> Vec<Packed> {
-            let packed = |of: &Unpacked| Packed::new(&of.dictionary, &of.text, of.last);
-            chunks.iter().map(packed).collect()
-        };
-        let (one, other) = waiting.split_at(waiting.len() / 2);
-        let packed: Vec<Packed> = thread::scope(|scope| {
-            let second = (waiting.len() > AT_A_TIME / 2)
-                .then(|| {
-                    thread::Builder::new().name("ss-pack".into()).spawn_scoped(scope, || pack(one))
-                })
-                .and_then(Result::ok);
-            let other = pack(other);
-            // Without a second thread it takes longer; and one that panicked is this one's panic.
-            let one = match second {
-                Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                None => pack(one),
-            };
-            one.into_iter().chain(other).collect()
+        let packed = parallel::map(&waiting, NonZeroUsize::MIN, |of| {
+            Packed::new(&of.dictionary, &of.text, of.last)
         });
         for (waiting, packed) in waiting.iter().zip(packed) {
             self.new[waiting.number].packed = Arc::new(packed);

@@ -153,7 +153,7 @@ fn a_server_that_hashes_goes_when_told() {
         let start = Instant::now();
         signal(helper, how);
         until("the helper is gone", || (!nginx.helpers().contains(&helper)).then_some(()));
-        assert!(start.elapsed() < DEADLINE / 3, "{how:?} took {:?}", start.elapsed());
+        assert!(start.elapsed() < DEADLINE / 6, "{how:?} took {:?}", start.elapsed());
         nginx.stop();
     }
 }

@@ -27,7 +27,7 @@ pub(crate) use nginx::{Nginx, module};
 pub(crate) use process::{Process, signal};
 
 /// Longer than anything takes on a loaded machine with two cores.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long to wait between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
