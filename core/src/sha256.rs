@@ -167,16 +167,5 @@ impl Kernel {
     }
 }
 
-/// How many lanes one thread takes through the same bytes in little more than the time of one.
-///
-/// More lanes are better divided among threads, where there are some to spare.
-pub fn lanes_at_once() -> usize {
-    match Kernel::best() {
-        #[cfg(target_arch = "x86_64")]
-        Kernel::ShaNi(_) => 2,
-        Kernel::Sha2 => 1,
-    }
-}
-
 #[cfg(test)]
 mod tests;

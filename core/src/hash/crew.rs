@@ -2,8 +2,8 @@
 //!
 //! The thread whose job the file is works until it is done. Threads that have nothing else to do
 //! may help, and leave when they have. All of them take steps: to read the next chunk, or to feed
-//! one to lanes. A thread alone takes all lanes through each chunk at once; with helpers no more
-//! than one thread takes in one go, and meanwhile others read ahead, or feed the other lanes.
+//! one to lanes. A thread alone takes all lanes through each chunk at once, which costs the least;
+//! with helpers each takes its part of the lanes, and reads ahead when it has fed them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -94,7 +94,7 @@ impl Crew {
     pub(crate) fn join(&self) -> bool {
         let mut state = self.state();
         // One reads, the others feed.
-        let useful = state.lanes.len().div_ceil(sha256::lanes_at_once());
+        let useful = state.lanes.len();
         let joins = !state.over && !state.is_done() && state.helpers < useful;
         state.helpers += usize::from(joins);
         joins
@@ -156,7 +156,7 @@ impl Crew {
             if state.over || state.failure.is_some() || state.is_done() {
                 return None;
             }
-            if let Some(step) = state.feed().or_else(|| state.read()) {
+            if let Some(step) = state.step() {
                 return Some(step);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -203,13 +203,22 @@ impl State {
         self.first + self.chunks.len() as u64
     }
 
+    fn step(&mut self) -> Option<Step> {
+        // Threads that fed the last chunk at the same time would wait together for the next.
+        if self.helpers > 0 && self.chunks.len() < CHUNKS / 2 {
+            self.read().or_else(|| self.feed())
+        } else {
+            self.feed().or_else(|| self.read())
+        }
+    }
+
     /// Feeds those idle lanes that are furthest behind.
     fn feed(&mut self) -> Option<Step> {
         let end = self.read_chunks();
         let idle = |place: &&Place| place.lane.is_some() && place.fed < end;
         let number = self.lanes.iter().filter(idle).map(|place| place.fed).min()?;
         let chunk = Arc::clone(self.chunks.get((number - self.first) as usize)?);
-        let at_once = if self.helpers == 0 { usize::MAX } else { sha256::lanes_at_once() };
+        let at_once = self.lanes.len().div_ceil(self.helpers + 1);
         let (mut places, mut lanes) = (Vec::new(), Vec::new());
         for (index, place) in self.lanes.iter_mut().enumerate() {
             if place.fed == number
