@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Digest;
+use crate::scan::FoundFile;
 use crate::tree::Stamp;
 
 use census::{Census, Present};
@@ -75,6 +76,8 @@ struct Inner {
     /// What a file that is had later must not have.
     forgotten: Forgotten,
     census: Option<Census>,
+    /// See [`HashCache::keep_links_only`].
+    links_only: bool,
 }
 
 impl HashCache {
@@ -136,16 +139,27 @@ impl HashCache {
     }
 
     /// Remembers the hash of the file at `path`.
-    pub fn put_file(&self, path: &str, stamp: &Stamp, digest: Digest) {
-        let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
-        let (mut inner, key) = (self.inner(), Key::of(stamp));
-        inner.forget_ahead(&key);
-        inner.files.insert(key, (record, Instant::now()));
+    pub fn put_file(&self, path: &str, file: &FoundFile, digest: Digest) {
+        let (stamp, mut inner) = (&file.stamp, self.inner());
+        if inner.is_worth_it(file) {
+            let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
+            let key = Key::of(stamp);
+            inner.forget_ahead(&key);
+            inner.files.insert(key, (record, Instant::now()));
+        }
     }
 
     /// Remembers the hash of a pair.
-    pub fn put_pair(&self, metadata: Digest, root: Digest, digest: Digest) {
-        self.inner().pairs.insert((metadata, root), digest);
+    pub fn put_pair(&self, metadata: Digest, (root, file): (Digest, &FoundFile), digest: Digest) {
+        let mut inner = self.inner();
+        if inner.is_worth_it(file) {
+            inner.pairs.insert((metadata, root), digest);
+        }
+    }
+
+    /// Remembers files with several names alone from now on: the others will not be asked for again.
+    pub fn keep_links_only(&self) {
+        self.inner().links_only = true;
     }
 
     /// Forgets the file with this stamp: somebody wrote to it, and its clock may be too coarse to
@@ -262,6 +276,10 @@ impl Inner {
         }
     }
 
+    fn is_worth_it(&self, file: &FoundFile) -> bool {
+        !self.links_only || file.links > 1
+    }
+
     /// What was read ahead of this file is old.
     fn forget_ahead(&mut self, key: &Key) {
         if let Some(ahead) = &mut self.ahead.0 {
@@ -304,6 +322,11 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// A file with this stamp.
+    fn file(stamp: &Stamp) -> FoundFile {
+        FoundFile::new("rootfs.squashfs".to_owned(), *stamp, 1)
+    }
+
     const STAMP: Stamp =
         Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5, born: Some(6) };
 
@@ -311,7 +334,7 @@ mod tests {
     fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
         let cache = HashCache::default();
         let digest = Digest::of(b"x");
-        cache.put_file("a", &STAMP, digest);
+        cache.put_file("a", &file(&STAMP), digest);
         assert_eq!(cache.file("a", &STAMP), Some(digest));
         let touched = Stamp { changed: 6, ..STAMP };
         assert_eq!(cache.file("a", &touched), None, "the same name with another time");
@@ -330,7 +353,7 @@ mod tests {
         cache.forget(&touched);
         assert_eq!(cache.file("b", &touched), None);
         let unborn = Stamp { born: None, ..STAMP };
-        cache.put_file("a", &unborn, digest);
+        cache.put_file("a", &file(&unborn), digest);
         assert_eq!(cache.file("a", &unborn), Some(digest));
         assert_eq!(
             cache.file("b", &Stamp { changed: 6, ..unborn }),
@@ -344,9 +367,9 @@ mod tests {
         cache.persist(path);
         for number in 0..500 {
             let stamp = Stamp { inode: number, ..STAMP };
-            cache.put_file("a", &stamp, Digest::of(&number.to_le_bytes()));
+            cache.put_file("a", &file(&stamp), Digest::of(&number.to_le_bytes()));
         }
-        cache.put_pair(Digest::of(b"m"), Digest::of(b"r"), Digest::of(b"mr"));
+        cache.put_pair(Digest::of(b"m"), (Digest::of(b"r"), &file(&STAMP)), Digest::of(b"mr"));
         cache.flush(Duration::ZERO);
     }
 
@@ -392,14 +415,14 @@ mod tests {
         filled(&path);
         let cache = HashCache::default();
         cache.persist(&path);
-        cache.put_pair(digest(1), digest(2), Digest::of(b"12"));
-        cache.put_pair(digest(1), digest(400), Digest::of(b"1400"));
+        cache.put_pair(digest(1), (digest(2), &file(&STAMP)), Digest::of(b"12"));
+        cache.put_pair(digest(1), (digest(400), &file(&STAMP)), Digest::of(b"1400"));
         cache.put_text("/a".into(), b"a".to_vec());
         cache.put_text("/b".into(), b"b".to_vec());
         cache.flush(Duration::ZERO);
         // Hashed a moment ago, and not on disk yet.
-        cache.put_file("x", &Stamp { inode: 1000, ..STAMP }, Digest::of(b"x"));
-        cache.put_pair(Digest::of(b"x"), digest(3), Digest::of(b"x3"));
+        cache.put_file("x", &file(&Stamp { inode: 1000, ..STAMP }), Digest::of(b"x"));
+        cache.put_pair(Digest::of(b"x"), (digest(3), &file(&STAMP)), Digest::of(b"x3"));
         cache.put_text("/a".into(), b"a".to_vec());
         cache.flush(STAND);
         let start = (Instant::now(), SystemTime::now());
@@ -434,6 +457,21 @@ mod tests {
         assert_eq!(found(&path), 300, "on disk too");
     }
 
+    #[test]
+    fn files_with_one_name_need_not_be_remembered() {
+        let cache = HashCache::default();
+        cache.keep_links_only();
+        let linked = FoundFile { links: 2, ..file(&Stamp { inode: 9, ..STAMP }) };
+        for file in [file(&STAMP), linked] {
+            let digest = Digest::of(&file.links.to_le_bytes());
+            cache.put_file("a", &file, digest);
+            cache.put_pair(digest, (digest, &file), digest);
+            let is_kept = file.links > 1;
+            assert_eq!(cache.file("a", &file.stamp).is_some(), is_kept);
+            assert_eq!(cache.pair(digest, digest).is_some(), is_kept);
+        }
+    }
+
     /// While an index looks at its tree for the first time, what changes is not known by what was read
     /// before.
     #[test]
@@ -451,7 +489,7 @@ mod tests {
         assert_eq!(cache.file("a", &of(8)), Some(Digest::of(&8_u64.to_le_bytes())));
         assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
         cache.forget(&of(7));
-        cache.put_file("b", &Stamp { changed: 9, ..of(8) }, Digest::of(b"new"));
+        cache.put_file("b", &file(&Stamp { changed: 9, ..of(8) }), Digest::of(b"new"));
         cache.flush(Duration::ZERO);
         assert_eq!(cache.file("a", &of(7)), None);
         assert_eq!(cache.file("b", &Stamp { changed: 9, ..of(8) }), Some(Digest::of(b"new")));
@@ -470,10 +508,10 @@ mod tests {
         cache.persist(&path);
         assert!(cache.inner().store.is_none(), "the other has it");
         let written = Stamp { inode: 77, ..STAMP };
-        before.put_file("b", &written, Digest::of(b"old"));
+        before.put_file("b", &file(&written), Digest::of(b"old"));
         before.flush(Duration::ZERO);
         cache.forget(&written);
-        cache.put_file("a", &STAMP, Digest::of(b"x"));
+        cache.put_file("a", &file(&STAMP), Digest::of(b"x"));
         cache.flush(Duration::ZERO);
         let later = Instant::now() + RETRY;
         cache.inner().try_again(later);
@@ -497,7 +535,7 @@ mod tests {
         let path = dir.path().join("hashes");
         let cache = HashCache::default();
         cache.persist(&path);
-        cache.put_file("a", &STAMP, Digest::of(b"x"));
+        cache.put_file("a", &file(&STAMP), Digest::of(b"x"));
         cache.flush(STAND);
         drop(cache);
         let cache = HashCache::default();

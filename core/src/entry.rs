@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use serde::Serialize;
 
 use crate::kind::{Client, Kind, Root, delta_base, is_exported_root};
@@ -20,15 +21,15 @@ use crate::{Digest, Problem};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Split metadata, at most one file for each client.
-    pub metadata: BTreeMap<Client, Arc<FoundFile>>,
+    pub metadata: LiteMap<Client, Arc<FoundFile>>,
     /// Roots, at most one of a kind: two would be two images under one fingerprint key.
-    pub roots: BTreeMap<Root, Arc<FoundFile>>,
+    pub roots: LiteMap<Root, Arc<FoundFile>>,
     /// Unified tarballs, at most one for each client.
-    pub unified: BTreeMap<Client, Arc<FoundFile>>,
+    pub unified: LiteMap<Client, Arc<FoundFile>>,
     /// Whether the name of the unified tarball leaves open that it is one.
     pub doubtful: bool,
     /// Differences to the squashfs of another version, by that version's name.
-    pub deltas: BTreeMap<String, Arc<FoundFile>>,
+    pub deltas: LiteMap<String, Arc<FoundFile>>,
     /// `SHA256SUMS`.
     pub sums: Option<Arc<FoundFile>>,
 }
@@ -160,9 +161,9 @@ fn incomplete(path: &str, mut plan: Plan) -> Incomplete {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hashes {
     /// SHA-256 of each file, by name.
-    pub files: BTreeMap<String, Digest>,
+    pub files: LiteMap<String, Digest>,
     /// sha256(metadata ‖ root), for each pair.
-    pub pairs: BTreeMap<(Client, Root), Digest>,
+    pub pairs: LiteMap<(Client, Root), Digest>,
 }
 
 /// An item, as it is listed.
@@ -233,8 +234,8 @@ struct File {
 impl Entry {
     /// Joins a plan with its hashes; `None` if a hash is missing.
     pub fn new(found: &FoundVersion, plan: &Plan, hashes: &Hashes) -> Option<Self> {
-        fn files<K: Clone, L: From<K>>(
-            planned: &BTreeMap<K, Arc<FoundFile>>,
+        fn files<K: Clone + Ord, L: From<K>>(
+            planned: &LiteMap<K, Arc<FoundFile>>,
             hashes: &Hashes,
         ) -> Option<Box<[(L, File)]>> {
             let file = |(key, found): (&K, &Arc<FoundFile>)| {

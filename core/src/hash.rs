@@ -18,7 +18,7 @@ use crate::cache::HashCache;
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
-use crate::tree::{Stamp, Tree, is_passing, join};
+use crate::tree::{Directory, Stamp, Tree, is_passing, join};
 use crate::unified::{self, Inside};
 use crate::{Digest, Problem, sums, whole};
 
@@ -112,12 +112,13 @@ fn verified(
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<Hashes, Failure> {
+    let directory = tree.directory(path).map_err(|err| failure(path, &err))?;
     for file in plan.unified.values() {
-        look_inside(tree, path, file, plan.doubtful)?;
+        look_inside(&directory, path, file, plan.doubtful)?;
     }
     let hashes = match known(path, plan, context.cache) {
         Some(hashes) => hashes,
-        None => read_all(tree, path, plan, context, buffer)?,
+        None => read_all(&directory, path, plan, context, buffer)?,
     };
     if let Some(file) = &plan.sums {
         let content = small_file(tree, &join(path, &file.name), &file.stamp, sums::MAX_BYTES)
@@ -134,13 +135,13 @@ fn verified(
 /// Makes sure that a unified tarball is one that clients can use; where its name leaves that open,
 /// it must be seen to be one.
 fn look_inside(
-    tree: &Tree,
+    opened: &Directory<'_>,
     directory: &str,
     found: &FoundFile,
     doubtful: bool,
 ) -> Result<(), Failure> {
     let path = join(directory, &found.name);
-    let file = open(tree, &path, &found.stamp)?;
+    let file = open(opened, &path, found)?;
     let inside = unified::look(&file).map_err(|err| failure(&path, &err))?;
     let problem = |path: &str, reason, remedy| {
         Err(Failure::Broken(Problem::new(Path::new(path), reason, remedy)))
@@ -200,8 +201,9 @@ pub fn small_file(
     }
 }
 
-fn open(tree: &Tree, path: &str, stamp: &Stamp) -> Result<File, Failure> {
-    tree.open(path, stamp).map_err(|err| failure(path, &err))?.ok_or(Failure::Changed)
+fn open(directory: &Directory<'_>, path: &str, found: &FoundFile) -> Result<File, Failure> {
+    let file = directory.open(&found.name, &found.stamp);
+    file.map_err(|err| failure(path, &err))?.ok_or(Failure::Changed)
 }
 
 fn failure(path: &str, err: &io::Error) -> Failure {
@@ -214,7 +216,7 @@ fn failure(path: &str, err: &io::Error) -> Failure {
 }
 
 fn read_all(
-    tree: &Tree,
+    directory: &Directory<'_>,
     path: &str,
     plan: &Plan,
     context: Context<'_>,
@@ -223,10 +225,10 @@ fn read_all(
     let mut hashes = Hashes::default();
     let mut states = BTreeMap::new();
     let mut alone = |file: &FoundFile| {
-        let lanes = read(tree, path, file, vec![Lane::default()], context, buffer)?;
+        let lanes = read(directory, path, file, vec![Lane::default()], context, buffer)?;
         let lane = lanes.into_iter().next().unwrap_or_default();
         let digest = lane.clone().finish();
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digest);
+        context.cache.put_file(&join(path, &file.name), file, digest);
         hashes.files.insert(file.name.clone(), digest);
         Ok((digest, lane))
     };
@@ -246,13 +248,13 @@ fn read_all(
                 lanes.len() - 1
             });
         }
-        let lanes = read(tree, path, file, lanes, context, buffer)?;
+        let lanes = read(directory, path, file, lanes, context, buffer)?;
         let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
-        context.cache.put_file(&join(path, &file.name), &file.stamp, digests[0]);
+        context.cache.put_file(&join(path, &file.name), file, digests[0]);
         hashes.files.insert(file.name.clone(), digests[0]);
         for (&client, (metadata, _)) in &states {
             let combined = digests[lane_of[metadata]];
-            context.cache.put_pair(*metadata, digests[0], combined);
+            context.cache.put_pair(*metadata, (digests[0], file), combined);
             hashes.pairs.insert((client, root), combined);
         }
     }
@@ -261,7 +263,7 @@ fn read_all(
 
 /// Feeds the file to every lane, and makes sure that it is whole and was not touched meanwhile.
 fn read(
-    tree: &Tree,
+    opened: &Directory<'_>,
     directory: &str,
     found: &FoundFile,
     lanes: Vec<Lane>,
@@ -271,7 +273,7 @@ fn read(
     let path = join(directory, &found.name);
     let failed = |err: io::Error| failure(&path, &err);
     let size = found.stamp.size;
-    let file = Arc::new(open(tree, &path, &found.stamp)?);
+    let file = Arc::new(open(opened, &path, found)?);
     // Before anything is read of it, for that would show.
     let source = (size >= LARGE).then(|| Source::new(Arc::clone(&file), size));
     let go_on = || !context.stop.load(Ordering::Relaxed);
@@ -284,12 +286,9 @@ fn read(
         None => feed(&file, size, lanes, context, buffer),
     };
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
-    // The name must still lead to this file, and the file must still be what it was: the check of
-    // the handle alone would miss a rename over it, that of the name alone a write after it.
-    let same = |meta: io::Result<std::fs::Metadata>| {
-        meta.is_ok_and(|meta| Stamp::of(&meta) == found.stamp)
-    };
-    let unchanged = same(file.metadata()) && same(std::fs::metadata(tree.absolute(&path)));
+    // The name must still lead to this file, and the file must still be what it was. The file that was
+    // opened had this stamp; whatever has it now is that file.
+    let unchanged = opened.leads_to(&found.name, &found.stamp);
     if length == size && unchanged { Ok(lanes) } else { Err(Failure::Changed) }
 }
 

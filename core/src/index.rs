@@ -97,8 +97,10 @@ impl Index {
         let shown = Arc::clone(&gauges);
         let root = settings.root.clone();
         let indexer = Running::spawn(sender, "ss-index", move || {
-            if let Some(path) = options.hash_cache {
-                hashing.cache().persist(&path);
+            match options.hash_cache {
+                Some(path) => hashing.cache().persist(&path),
+                None if options.once => hashing.cache().keep_links_only(),
+                None => {}
             }
             Indexer::new(settings, hashing, own, sink, shown).run(&events);
         })?;

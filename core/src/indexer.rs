@@ -36,6 +36,7 @@ use crate::watch::{Added, RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields, parallel};
 
 use anchors::Anchors;
+use hashing::Results;
 use hashing_log::HashingLog;
 use publish::Publisher;
 pub(crate) use publish::{Signal, Sink, StateFiles};
@@ -76,17 +77,19 @@ const CROWD: u64 = 64;
 pub(crate) enum Event {
     /// The watcher saw something.
     Files(Vec<RawEvent>),
-    /// A version was hashed.
-    Hashed {
-        /// The version's directory.
-        path: String,
-        /// Which of its hashings.
-        ticket: u64,
-        /// How it ended.
-        outcome: Outcome,
-    },
+    /// There are results of hashing.
+    Hashed,
     /// Time to go.
     Stop,
+}
+
+/// How the hashing of a version ended.
+struct Hashed {
+    /// The version's directory.
+    path: String,
+    /// Which of its hashings.
+    ticket: u64,
+    outcome: Outcome,
 }
 
 /// See the module.
@@ -95,6 +98,7 @@ pub(crate) struct Indexer {
     tree: Tree,
     pool: Arc<Pool>,
     sender: Sender<Event>,
+    results: Results,
     watcher: Option<Watcher>,
     writers: Writers,
     anchors: Anchors,
@@ -150,6 +154,7 @@ impl Indexer {
         Self {
             tree,
             pool,
+            results: Results::new(sender.clone()),
             sender,
             watcher: None,
             writers: Writers::default(),
@@ -277,7 +282,7 @@ impl Indexer {
                 }
                 events.iter().for_each(|event| self.seen(event));
             }
-            Event::Hashed { path, ticket, outcome } => self.hashed(&path, ticket, outcome),
+            Event::Hashed => self.take_results(),
             Event::Stop => {}
         }
     }
@@ -447,6 +452,8 @@ impl Indexer {
                 break;
             }
             self.look_at_versions(some, retry);
+            // Or there would be tens of thousands at the end.
+            self.take_results();
         }
         self.publisher.touch();
     }

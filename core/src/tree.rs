@@ -3,15 +3,16 @@
 //! Paths inside the core are relative to the root, valid UTF-8, with `/` between components: as
 //! they stand in the index. This module is the only place that turns them into paths of the system.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
+use rustix::io::Errno;
 
 /// What identifies the content of a file without reading it.
 ///
@@ -174,21 +175,13 @@ impl Tree {
             .is_some_and(|(path, root)| path.starts_with(root))
     }
 
-    /// Opens the regular file at `path`, provided it still is the one with `stamp`.
-    ///
-    /// The stamp was taken after the checks of [`entry`](Self::entry), so a name that now leads
-    /// elsewhere, out of the root even, is noticed before a byte is read. Opening never blocks,
-    /// should a FIFO have taken the file's place.
+    /// As [`Directory::open`], of the file at `path`.
     ///
     /// # Errors
     ///
-    /// `Ok(None)` if it is another file by now, otherwise the error of the system.
+    /// Those of [`Directory::open`].
     pub fn open(&self, path: &str, stamp: &Stamp) -> io::Result<Option<File>> {
-        let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let file =
-            OpenOptions::new().read(true).custom_flags(nonblock).open(self.absolute(path))?;
-        let meta = file.metadata()?;
-        Ok((meta.is_file() && Stamp::of(&meta) == *stamp).then_some(file))
+        open_at(CWD, &self.absolute(path), stamp)
     }
 }
 
@@ -223,14 +216,38 @@ impl Directory<'_> {
         Ok(names)
     }
 
+    /// Opens the regular file called `name`, provided it still is the one with `stamp`.
+    ///
+    /// The stamp was taken after the checks of [`entry`](Self::entry), so a name that now leads
+    /// elsewhere, out of the root even, is noticed before a byte is read. Opening never blocks,
+    /// should a FIFO have taken the file's place.
+    ///
+    /// # Errors
+    ///
+    /// `Ok(None)` if it is another file by now, otherwise the error of the system.
+    pub fn open(&self, name: &str, stamp: &Stamp) -> io::Result<Option<File>> {
+        open_at(self.fd.as_fd(), Path::new(name), stamp)
+    }
+
+    /// Whether `name` leads to the file with `stamp`, as it was then.
+    pub fn leads_to(&self, name: &str, stamp: &Stamp) -> bool {
+        match rustix::fs::statx(&self.fd, name, AtFlags::empty(), IDENTITY) {
+            Ok(found) => Stamp::of_statx(&found) == *stamp,
+            Err(Errno::NOSYS | Errno::PERM) => {
+                let meta = fs::metadata(self.tree.absolute(&join(self.path, name)));
+                meta.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
+            }
+            Err(_) => false,
+        }
+    }
+
     /// As [`Tree::entry`], of the entry called `name`.
     ///
     /// # Errors
     ///
     /// Those of [`Tree::entry`].
     pub fn entry(&self, name: &str) -> io::Result<Entry> {
-        let what = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-        let found = rustix::fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, what);
+        let found = rustix::fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, IDENTITY);
         match found.map(|found| (FileType::from_raw_mode(found.stx_mode.into()), found)) {
             Ok((FileType::RegularFile, found)) => {
                 Ok(Entry::File { stamp: Stamp::of_statx(&found), links: found.stx_nlink.into() })
@@ -242,10 +259,19 @@ impl Directory<'_> {
     }
 }
 
+/// What a stamp is made of.
+const IDENTITY: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
+fn open_at(directory: BorrowedFd<'_>, path: &Path, stamp: &Stamp) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(directory, path, flags, Mode::empty())?);
+    let meta = file.metadata()?;
+    Ok((meta.is_file() && Stamp::of(&meta) == *stamp).then_some(file))
+}
+
 /// Whether an error is of this process and this moment, out of descriptors or memory, and says nothing
 /// about what is on disk.
 pub fn is_passing(err: &io::Error) -> bool {
-    use rustix::io::Errno;
     let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
     err.raw_os_error().is_some_and(|code| passing.iter().any(|of| of.raw_os_error() == code))
 }

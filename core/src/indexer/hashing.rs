@@ -1,16 +1,62 @@
 //! Versions on their way through the pool: what has to be read, and what becomes of the results.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
 use super::hashing_log::Amount;
-use super::{Event, Indexer, RETRY, is_newest};
+use super::{Event, Hashed, Indexer, RETRY, is_newest};
 use crate::entry::{Entry, Hashes, Plan};
 use crate::hash::{self, Outcome};
 use crate::pool::{Job, Priority};
 
+/// Results on their way from the pool. What waits here is taken in when there is time for it, also in
+/// the middle of a look at a large tree.
+pub(super) struct Results {
+    sender: Sender<Hashed>,
+    receiver: Receiver<Hashed>,
+    events: Sender<Event>,
+    /// The indexer has been told that there are some.
+    is_told: Arc<AtomicBool>,
+}
+
+impl Results {
+    /// None yet; `events` is told of them.
+    pub(super) fn new(events: Sender<Event>) -> Self {
+        let (sender, receiver) = channel();
+        Self { sender, receiver, events, is_told: Arc::default() }
+    }
+
+    /// Takes a result, on any thread.
+    fn taker(&self) -> impl FnOnce(Hashed) + Send + use<> {
+        let (sender, events) = (self.sender.clone(), self.events.clone());
+        let is_told = Arc::clone(&self.is_told);
+        move |result| {
+            // Both fail only when the indexer is gone, and with it everyone who wants to know.
+            drop(sender.send(result));
+            if !is_told.swap(true, Ordering::AcqRel) {
+                drop(events.send(Event::Hashed));
+            }
+        }
+    }
+
+    /// Those that are there.
+    fn take(&self) -> Vec<Hashed> {
+        // Before the look: of what comes after it, somebody tells. Whoever did not tell, because this was
+        // set, did so before this swap, which sees what they sent.
+        self.is_told.swap(false, Ordering::AcqRel);
+        self.receiver.try_iter().collect()
+    }
+}
+
 impl Indexer {
+    pub(super) fn take_results(&mut self) {
+        for Hashed { path, ticket, outcome } in self.results.take() {
+            self.hashed(&path, ticket, outcome);
+        }
+    }
+
     pub(super) fn hash(&mut self, path: &str, plan: Arc<Plan>) {
         if let Some(hashes) = hash::cached(path, &plan, self.pool.cache()) {
             self.tally.files_known += Amount::of(&plan).files;
@@ -32,7 +78,7 @@ impl Indexer {
         self.tickets += 1;
         let ticket = self.tickets;
         self.update(path, |version| version.hashing(ticket, Arc::clone(&plan)));
-        let (sender, of) = (self.sender.clone(), path.to_owned());
+        let (take, of) = (self.results.taker(), path.to_owned());
         self.pool.submit(
             priority,
             Job {
@@ -40,15 +86,12 @@ impl Indexer {
                 path: path.to_owned(),
                 plan,
                 gauges: Arc::clone(&self.gauges),
-                done: Box::new(move |outcome| {
-                    // Fails only when the indexer is gone, and with it everyone who wants to know.
-                    drop(sender.send(Event::Hashed { path: of, ticket, outcome }));
-                }),
+                done: Box::new(move |outcome| take(Hashed { path: of, ticket, outcome })),
             },
         );
     }
 
-    pub(super) fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
+    fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
         let Some(Some(plan)) = self.update(path, |version| version.hashed(ticket)) else {
             return;
         };
