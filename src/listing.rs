@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use simplestreams::Snapshot;
@@ -80,7 +81,13 @@ pub fn changes(before: &[u8], now: &[u8]) -> Vec<String> {
         if was.map(|of| of.get()) == is.map(|of| of.get()) {
             continue;
         }
-        let [was, is] = [was, is].map(|text| text.map_or_else(BTreeMap::new, |of| versions(of)));
+        let (Some(was), Some(is)) = (was, is) else {
+            let (what, text) = if was.is_none() { ("added", is) } else { ("removed", was) };
+            let names = text.map_or_else(Vec::new, |of| names(of));
+            lines.extend(names.iter().map(|version| format!("{what} {product} {version}")));
+            continue;
+        };
+        let (was, is) = (versions(was), versions(is));
         for version in was.keys().chain(is.keys()).collect::<BTreeSet<_>>() {
             let what = match (was.get(version), is.get(version)) {
                 (None, _) => "added",
@@ -103,6 +110,16 @@ pub fn lists_any(list: &[u8]) -> bool {
 fn products(list: &[u8]) -> BTreeMap<String, &RawValue> {
     serde_json::from_slice(list)
         .map_or_else(|_| BTreeMap::new(), |list: Products<'_>| list.products)
+}
+
+/// The names of a product's versions, sorted.
+fn names(product: &RawValue) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Names {
+        versions: BTreeMap<String, IgnoredAny>,
+    }
+    serde_json::from_str(product.get())
+        .map_or_else(|_| Vec::new(), |Names { versions }| versions.into_keys().collect())
 }
 
 /// The versions of a product.

@@ -53,9 +53,11 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
 /// Prints what is wrong with images; says how much that is.
 pub fn report_problems(snapshot: &Snapshot) -> usize {
     let problems = snapshot.problems();
-    for problem in &problems {
-        out::line(format_args!("problem {}", simplestreams::printable(&problem.to_string())));
-    }
+    out::lines(
+        problems
+            .iter()
+            .map(|problem| format!("problem {}", simplestreams::printable(&problem.to_string()))),
+    );
     problems.len()
 }
 
@@ -88,9 +90,7 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     });
     let changes: Vec<String> = changes.collect();
     let written = streams::write(&tree.streams_dir, &snapshot)?;
-    for change in changes {
-        out::line(format_args!("{}", simplestreams::printable(&change)));
-    }
+    out::lines(changes.iter().map(|change| simplestreams::printable(change)));
     let dir = tree.streams_dir.display();
     match written {
         true => log::info!("wrote the index to \"{dir}\""),

@@ -15,6 +15,7 @@ mod store;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,6 +43,8 @@ const BATCH: usize = 4096;
 #[derive(Debug, Default)]
 pub struct HashCache {
     inner: Mutex<Inner>,
+    /// See [`HashCache::keep_links_only`].
+    links_only: AtomicBool,
 }
 
 /// What a file's identity comes to, beside the time of its inode.
@@ -76,8 +79,6 @@ struct Inner {
     /// What a file that is had later must not have.
     forgotten: Forgotten,
     census: Option<Census>,
-    /// See [`HashCache::keep_links_only`].
-    links_only: bool,
 }
 
 impl HashCache {
@@ -140,8 +141,8 @@ impl HashCache {
 
     /// Remembers the hash of the file at `path`.
     pub fn put_file(&self, path: &str, file: &FoundFile, digest: Digest) {
-        let (stamp, mut inner) = (&file.stamp, self.inner());
-        if inner.is_worth_it(file) {
+        if self.keeps(file) {
+            let (stamp, mut inner) = (&file.stamp, self.inner());
             let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
             let key = Key::of(stamp);
             inner.forget_ahead(&key);
@@ -151,15 +152,19 @@ impl HashCache {
 
     /// Remembers the hash of a pair.
     pub fn put_pair(&self, metadata: Digest, (root, file): (Digest, &FoundFile), digest: Digest) {
-        let mut inner = self.inner();
-        if inner.is_worth_it(file) {
-            inner.pairs.insert((metadata, root), digest);
+        if self.keeps(file) {
+            self.inner().pairs.insert((metadata, root), digest);
         }
     }
 
     /// Remembers files with several names alone from now on: the others will not be asked for again.
     pub fn keep_links_only(&self) {
-        self.inner().links_only = true;
+        self.links_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the hash of this file is remembered, once it is known.
+    pub fn keeps(&self, file: &FoundFile) -> bool {
+        !self.links_only.load(Ordering::Relaxed) || file.links > 1
     }
 
     /// Forgets the file with this stamp: somebody wrote to it, and its clock may be too coarse to
@@ -274,10 +279,6 @@ impl Inner {
         if let Some(store) = self.store.take() {
             self.forgotten = store.forgotten;
         }
-    }
-
-    fn is_worth_it(&self, file: &FoundFile) -> bool {
-        !self.links_only || file.links > 1
     }
 
     /// What was read ahead of this file is old.

@@ -3,12 +3,11 @@
 //! Pure functions; the rules are those of `CLIENTS.md`, "Metadata items", "Roots and fingerprints"
 //! and "Deltas".
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use litemap::LiteMap;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::kind::{Client, Kind, Root, delta_base, is_exported_root};
 use crate::name::ProductName;
@@ -174,8 +173,8 @@ pub struct Item<'a> {
     sha256: Digest,
     size: u64,
     /// The fingerprints of the images that this metadata makes with the roots beside it.
-    #[serde(flatten)]
-    combined: BTreeMap<&'static str, Digest>,
+    #[serde(flatten, serialize_with = "as_map")]
+    combined: LiteMap<&'static str, Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delta_base: Option<&'a str>,
 }
@@ -247,7 +246,7 @@ impl Entry {
         }
         Some(Self {
             product: found.product.clone(),
-            version: found.name.as_str().into(),
+            version: found.name().into(),
             metadata: files(&plan.metadata, hashes)?,
             roots: files(&plan.roots, hashes)?,
             unified: files(&plan.unified, hashes)?,
@@ -325,10 +324,10 @@ impl Entry {
     /// Metadata and unified tarballs are listed twice, once for each client, with the same path
     /// where the version has only one of the two files: an index with LXD's item alone is an empty
     /// list to Incus.
-    pub fn items(&self, is_base: impl Fn(&str) -> bool) -> BTreeMap<&str, Item<'_>> {
+    pub fn items(&self, is_base: impl Fn(&str) -> bool) -> LiteMap<&str, Item<'_>> {
         let directory = self.path();
         let item = |ftype, file| Item::new(&directory, ftype, file);
-        let mut items = BTreeMap::new();
+        let mut items = LiteMap::new();
         for client in Client::ALL {
             if let Some((of, file)) = for_client(&self.metadata, client) {
                 let ftype = client.metadata_ftype();
@@ -374,10 +373,18 @@ impl Entry {
     }
 }
 
+/// A map, to serde, which knows a [`LiteMap`] by other features only.
+pub fn as_map<K: Serialize, V: Serialize, S: Serializer>(
+    map: &LiteMap<K, V>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(map.iter())
+}
+
 impl<'a> Item<'a> {
     fn new(directory: &str, ftype: &'static str, file: &'a File) -> Self {
         let path = join(directory, &file.name);
-        let combined = BTreeMap::new();
+        let combined = LiteMap::new();
         Self { ftype, path, sha256: file.sha256, size: file.size, combined, delta_base: None }
     }
 }

@@ -73,6 +73,9 @@ pub fn cached(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
 }
 
 fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
+    if !plan.files().all(|file| cache.keeps(file)) {
+        return None;
+    }
     let mut hashes = Hashes::default();
     for file in plan.files() {
         let digest = cache.file(&join(path, &file.name), &file.stamp)?;
@@ -266,7 +269,7 @@ fn read(
     opened: &Directory<'_>,
     directory: &str,
     found: &FoundFile,
-    lanes: Vec<Lane>,
+    mut lanes: Vec<Lane>,
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<Vec<Lane>, Failure> {
@@ -277,12 +280,25 @@ fn read(
     // Before anything is read of it, for that would show.
     let source = (size >= LARGE).then(|| Source::new(Arc::clone(&file), size));
     let go_on = || !context.stop.load(Ordering::Relaxed);
-    let whole = whole::check(&file, size, &go_on).map_err(failed)?;
-    if let Err(whole::CutShort(reason)) = whole {
+    // One that fits is read once.
+    let whole = if size <= CHUNK as u64 {
+        if !read_small(&file, size, buffer).map_err(failed)? {
+            return Err(Failure::Changed);
+        }
+        whole::check(&buffer[..], size, &go_on)
+    } else {
+        whole::check(&*file, size, &go_on)
+    };
+    if let Err(whole::CutShort(reason)) = whole.map_err(failed)? {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
     }
     let fed = match source {
         Some(source) => feed_large(source, size, lanes, context),
+        None if size <= CHUNK as u64 => {
+            sha256::update(&mut lanes, buffer);
+            context.bytes.fetch_add(size, Ordering::Relaxed);
+            Ok(Some((size, lanes)))
+        }
         None => feed(&file, size, lanes, context, buffer),
     };
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
@@ -309,6 +325,13 @@ fn feed_large(
         context.bytes.fetch_add(bytes, Ordering::Relaxed);
     };
     crew.work(&go_on, &count)
+}
+
+/// Reads a file into `buffer`; says whether it has the `size` bytes that it should have.
+fn read_small(file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<bool> {
+    buffer.clear();
+    buffer.reserve(CHUNK);
+    Ok(file.take(size).read_to_end(buffer)? as u64 == size)
 }
 
 /// Reads as far as the file of `size` bytes should go; `None` if told to stop.

@@ -19,6 +19,7 @@ mod saver;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Bound;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -86,7 +87,7 @@ pub(crate) enum Event {
 /// How the hashing of a version ended.
 struct Hashed {
     /// The version's directory.
-    path: String,
+    path: Arc<str>,
     /// Which of its hashings.
     ticket: u64,
     outcome: Outcome,
@@ -102,7 +103,7 @@ pub(crate) struct Indexer {
     watcher: Option<Watcher>,
     writers: Writers,
     anchors: Anchors,
-    versions: BTreeMap<String, Version>,
+    versions: BTreeMap<Arc<str>, Version>,
     overrides: fields::Files,
     /// Problems of directories, each with the directory whose walk finds it.
     problems: Vec<(String, Problem)>,
@@ -110,12 +111,13 @@ pub(crate) struct Indexer {
     dirty: BTreeSet<String>,
     deadlines: BTreeSet<(Instant, String)>,
     tally: Tally,
-    /// Versions of which the catalog does not know yet how they are now.
-    changed: BTreeSet<String>,
+    /// Versions of which the catalog does not know yet how they are now; those that are there know
+    /// that they are among them.
+    changed: Vec<Arc<str>>,
     /// Directories in which overrides changed since the catalog was told.
     overridden: BTreeSet<String>,
     /// What is wrong with versions, by their paths; of those in `changed` as it was.
-    wrong: BTreeMap<String, Vec<Problem>>,
+    wrong: BTreeMap<Arc<str>, Vec<Problem>>,
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
@@ -165,7 +167,7 @@ impl Indexer {
             dirty: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             tally: Tally::default(),
-            changed: BTreeSet::new(),
+            changed: Vec::new(),
             overridden: BTreeSet::new(),
             wrong: BTreeMap::new(),
             tickets: 0,
@@ -419,13 +421,10 @@ impl Indexer {
                 && !problem.path.to_str().is_some_and(|about| is_below(about, path))
         });
         self.problems.extend(walk.problems);
-        let found: BTreeSet<&str> = walk.versions.iter().map(|v| v.path.as_str()).collect();
-        let gone: Vec<String> = self
-            .versions
-            .range(path.to_owned()..)
-            .map(|(known, _)| known)
+        let found: BTreeSet<&str> = walk.versions.iter().map(|v| &*v.path).collect();
+        let gone: Vec<Arc<str>> = paths_from(&self.versions, path)
             .take_while(|known| known.starts_with(path))
-            .filter(|known| is_below(known, path) && !found.contains(known.as_str()))
+            .filter(|known| is_below(known, path) && !found.contains(&***known))
             .cloned()
             .collect();
         for version in &gone {
@@ -460,15 +459,20 @@ impl Indexer {
 
     fn look_at_versions(&mut self, versions: Vec<FoundVersion>, retry: bool) {
         let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
+        let anchor = tree.anchor();
         let looks = parallel::map(&versions, SHARE, |found| {
             let now = (Instant::now(), SystemTime::now());
             // Before the look, also when it was found before: it may have been closed to us then.
-            let watch = adder.as_ref().map(|adder| adder.add(&tree, &found.path));
-            (now, watch, scan::files(&tree, &found.path))
+            let watch = adder.as_ref().map(|adder| adder.add(&tree, Arc::clone(&found.path)));
+            let files = match &anchor {
+                Ok(anchor) => scan::files(anchor, &found.path),
+                Err(err) => Err((*err).into()),
+            };
+            (now, watch, files)
         });
         for (found, (now, watch, files)) in versions.into_iter().zip(looks) {
             self.note(watch);
-            let path = found.path.clone();
+            let path = Arc::clone(&found.path);
             self.add(found);
             let writers = std::mem::take(&mut self.writers);
             let look = Look {
@@ -559,7 +563,7 @@ impl Indexer {
 /// The newest version of every product before any older one: whether a version is the newest is judged
 /// by those that were looked at before, and hashing begins with the first.
 fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVersion> {
-    versions.sort_by(|a, b| b.name.cmp(&a.name));
+    versions.sort_by(|a, b| b.name().cmp(a.name()));
     let mut products = HashSet::new();
     let (newest, older): (Vec<_>, Vec<_>) =
         versions.into_iter().partition(|version| products.insert(version.product.clone()));
@@ -567,14 +571,22 @@ fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVe
 }
 
 /// Whether the version at `path` is the newest of its product that is known so far.
-fn is_newest(versions: &BTreeMap<String, Version>, path: &str) -> bool {
+fn is_newest(versions: &BTreeMap<Arc<str>, Version>, path: &str) -> bool {
     let Some((product, name)) = path.rsplit_once('/') else {
         return true;
     };
     // Siblings sort behind it; a deeper path, of a longer product, has one more slash.
-    !versions
-        .range(path.to_owned()..)
+    !paths_from(versions, path)
         .skip(1)
-        .map_while(|(other, _)| other.strip_prefix(product)?.strip_prefix('/'))
+        .map_while(|other| other.strip_prefix(product)?.strip_prefix('/'))
         .any(|other| !other.contains('/') && other > name)
+}
+
+/// The paths of versions from `path` on.
+fn paths_from<'a>(
+    versions: &'a BTreeMap<Arc<str>, Version>,
+    path: &str,
+) -> impl Iterator<Item = &'a Arc<str>> {
+    let bounds = (Bound::Included(path), Bound::Unbounded);
+    versions.range::<str, _>(bounds).map(|(path, _)| path)
 }

@@ -173,6 +173,13 @@ impl ProductName {
 
 impl Ord for ProductName {
     fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        if self.0.stream == other.0.stream {
+            // Where the streams' names are equally long, that compares them first.
+            return self.0.text.cmp(&other.0.text);
+        }
         (self.stream(), self.as_str()).cmp(&(other.stream(), other.as_str()))
     }
 }

@@ -37,7 +37,7 @@ pub struct Job {
     /// Where it lies.
     pub tree: Tree,
     /// The version's directory in the tree.
-    pub path: String,
+    pub path: Arc<str>,
     /// What to hash.
     pub plan: Arc<Plan>,
     /// Where the bytes read are counted.
@@ -151,7 +151,7 @@ fn carry_out(shared: &Shared, priority: &Priority, job: Job, buffer: &mut Vec<u8
     let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context, buffer);
     let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
         Outcome::Broken(Problem::new(
-            Path::new(&job.path),
+            Path::new(&*job.path),
             "looking into its files made this software fail",
             "report the message in the log, with the file",
         ))

@@ -17,7 +17,7 @@ use crate::name::{
     check_product_component, is_version,
 };
 use crate::parallel;
-use crate::tree::{Entry, Stamp, Tree, is_passing, join};
+use crate::tree::{Anchor, Entry, Stamp, Tree, is_passing, join};
 
 /// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
 /// the bound keeps a directory with a million of them from filling the memory.
@@ -55,12 +55,17 @@ pub struct Files {
 /// The directory of a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundVersion {
-    /// Its path in the tree.
-    pub path: String,
+    /// Its path in the tree. Whoever knows the version shares it.
+    pub path: Arc<str>,
     /// The product it is a version of.
     pub product: ProductName,
+}
+
+impl FoundVersion {
     /// The version's name.
-    pub name: String,
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
 }
 
 /// A file of a version.
@@ -86,12 +91,13 @@ pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
     let Some(stream) = components.next() else {
         return walk;
     };
-    match tree.entry(stream) {
-        Ok(Entry::Outside) => {
+    let anchored = tree.anchor().map_err(io::Error::from);
+    let anchor = match anchored.and_then(|anchor| Ok((anchor, tree.entry(stream)?))) {
+        Ok((_, Entry::Outside)) => {
             walk.problems.push((stream.to_owned(), outside(stream)));
             return walk;
         }
-        Ok(_) => {}
+        Ok((anchor, _)) => anchor,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return walk,
         Err(err) if is_passing(&err) => {
             walk.cut_short = Some(err);
@@ -101,7 +107,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
             walk.problems.push((stream.to_owned(), unreadable(stream, &err)));
             return walk;
         }
-    }
+    };
     match tree.entry(path) {
         // What is gone is no problem, whatever its name.
         Err(err) if err.kind() == io::ErrorKind::NotFound => return walk,
@@ -113,7 +119,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
         Ok(Entry::File { .. } | Entry::Special | Entry::Dangling) => return walk,
         Ok(Entry::Directory { .. }) | Err(_) => {}
     }
-    let reader = Reader { tree, stream, canonical: OnceLock::new(), enter };
+    let reader = Reader { tree, anchor: &anchor, stream, canonical: OnceLock::new(), enter };
     let mut walker = Walker { reader: &reader, visited: HashSet::new(), found: walk };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
@@ -131,7 +137,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
                 }
             }
             Judged::Version => {
-                walker.found.versions.extend(reader.version(&at, component));
+                walker.found.versions.extend(reader.version(&at));
                 return walker.found;
             }
             Judged::Bad(problem) => {
@@ -155,6 +161,7 @@ fn is_link(tree: &Tree, path: &str) -> bool {
 /// Reads single directories, on any thread.
 struct Reader<'a> {
     tree: &'a Tree,
+    anchor: &'a Anchor<'a>,
     stream: &'a str,
     /// Where the stream's directory really is.
     canonical: OnceLock<Option<PathBuf>>,
@@ -275,11 +282,11 @@ impl Reader<'_> {
         Judged::Descend
     }
 
-    /// The version called `name` at `path`.
-    fn version(&self, path: &str, name: &str) -> Option<FoundVersion> {
+    /// The version at `path`.
+    fn version(&self, path: &str) -> Option<FoundVersion> {
         let (above, _) = path.rsplit_once('/')?;
         let product = ProductName::new(self.stream, &self.product(above))?;
-        Some(FoundVersion { path: path.to_owned(), product, name: name.to_owned() })
+        Some(FoundVersion { path: path.into(), product })
     }
 
     fn in_stream(&self, target: &Path) -> bool {
@@ -292,7 +299,7 @@ impl Reader<'_> {
     fn read(&self, path: &str, linked: bool) -> Listing {
         (self.enter)(path);
         let mut listing = Listing::default();
-        let read = self.tree.directory(path).and_then(|directory| {
+        let read = self.anchor.directory(path).and_then(|directory| {
             let names = directory.names()?;
             Ok((directory, names))
         });
@@ -316,7 +323,7 @@ impl Reader<'_> {
             match entry {
                 Ok(Entry::Directory { link }) => match self.judge(path, &below, &name) {
                     Judged::Version => {
-                        let mut version = self.version(&below, &lossy);
+                        let mut version = self.version(&below);
                         // One name for all versions of a product.
                         let first = listing.found.versions.first();
                         if let (Some(version), Some(first)) = (&mut version, first) {
@@ -408,9 +415,9 @@ impl FoundFile {
 /// # Errors
 ///
 /// When the directory cannot be read.
-pub fn files(tree: &Tree, path: &str) -> io::Result<Files> {
+pub fn files(anchor: &Anchor<'_>, path: &str) -> io::Result<Files> {
     let mut files = Files::default();
-    let directory = tree.directory(path)?;
+    let directory = anchor.directory(path)?;
     let mut names = directory.names()?;
     let mut size = 0;
     // Well-known names first, lest the bound leaves them out.

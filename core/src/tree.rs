@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
@@ -79,7 +80,7 @@ pub fn since_epoch(time: SystemTime) -> i64 {
 /// A tree, by its root.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    root: PathBuf,
+    root: Arc<Path>,
 }
 
 /// What a directory entry turned out to be, symbolic links followed.
@@ -108,7 +109,7 @@ pub enum Entry {
 impl Tree {
     /// The tree under `root`, which need not exist yet.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.into() }
     }
 
     /// The root.
@@ -118,7 +119,7 @@ impl Tree {
 
     /// The path of the system for a path in the tree; empty for the root itself.
     pub fn absolute(&self, path: &str) -> PathBuf {
-        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+        if path.is_empty() { self.root.to_path_buf() } else { self.root.join(path) }
     }
 
     /// Looks at `path`, following symbolic links as long as they stay below the root.
@@ -156,14 +157,24 @@ impl Tree {
         }
     }
 
+    /// Finds the root.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had; `NotFound` if it is not there.
+    pub fn anchor(&self) -> Result<Anchor<'_>, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&*self.root, flags, Mode::empty())?;
+        Ok(Anchor { tree: self, fd })
+    }
+
     /// Opens the directory at `path`, symbolic links followed.
     ///
     /// # Errors
     ///
     /// When it cannot be read; `NotFound` if it went away.
     pub fn directory<'a>(&'a self, path: &'a str) -> io::Result<Directory<'a>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(self.absolute(path), flags, Mode::empty())?;
+        let fd = rustix::fs::open(self.absolute(path), DIRECTORY, Mode::empty())?;
         Ok(Directory { tree: self, path, fd })
     }
 
@@ -192,6 +203,29 @@ pub struct Directory<'a> {
     path: &'a str,
     fd: OwnedFd,
 }
+
+/// The root of a tree, as it is now: where thousands of directories are opened, the way to it is gone
+/// once.
+#[derive(Debug)]
+pub struct Anchor<'a> {
+    tree: &'a Tree,
+    fd: OwnedFd,
+}
+
+impl Anchor<'_> {
+    /// As [`Tree::directory`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tree::directory`].
+    pub fn directory<'a>(&'a self, path: &'a str) -> io::Result<Directory<'a>> {
+        let fd = rustix::fs::openat(&self.fd, path, DIRECTORY, Mode::empty())?;
+        Ok(Directory { tree: self.tree, path, fd })
+    }
+}
+
+/// How directories are opened.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory<'_> {
     /// Its entries' names, sorted, without those that begin with a dot; `.requirements` alone is

@@ -21,6 +21,8 @@ pub struct Version {
     notes: Vec<Problem>,
     state: State,
     listed: Option<Listed>,
+    /// The catalog is yet to be told how it is now.
+    pub is_news: bool,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,8 @@ struct Listed {
 
 #[derive(Debug)]
 enum State {
+    /// Nobody has looked at it yet, or only just.
+    New,
     /// Nothing to do but wait: for writers, for quiet, or for a change.
     Resting,
     /// Being hashed, under this ticket; if that is another try, with what was wrong before.
@@ -77,7 +81,14 @@ pub struct Look<'a> {
 impl Version {
     /// A version nobody has looked at yet.
     pub fn new(found: FoundVersion) -> Self {
-        Self { found, files: Vec::new(), notes: Vec::new(), state: State::Resting, listed: None }
+        Self {
+            found,
+            files: Vec::new(),
+            notes: Vec::new(),
+            state: State::New,
+            listed: None,
+            is_news: false,
+        }
     }
 
     /// The entry, while it is listed.
@@ -123,7 +134,7 @@ impl Version {
         let broken = match &self.state {
             State::Broken { problem, .. } => Some(&**problem),
             State::Hashing { before, .. } => before.as_deref(),
-            State::Resting => None,
+            State::New | State::Resting => None,
         };
         self.notes.iter().chain(broken)
     }
@@ -157,6 +168,9 @@ impl Version {
                 };
             }
             Err(err) if is_passing(&err) => {
+                if matches!(self.state, State::New) {
+                    self.state = State::Resting;
+                }
                 return Verdict { failed: Some(err), ..Verdict::default() };
             }
             Err(err) => {

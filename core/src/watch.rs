@@ -131,7 +131,8 @@ pub struct Added {
 
 impl Adder {
     /// Watches the directory at `path`.
-    pub fn add(&self, tree: &Tree, path: &str) -> Added {
+    pub fn add(&self, tree: &Tree, path: impl Into<Arc<str>>) -> Added {
+        let path = path.into();
         let flags = WatchFlags::CREATE
             | WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
@@ -143,8 +144,8 @@ impl Adder {
             | WatchFlags::MOVE_SELF
             | WatchFlags::EXCL_UNLINK
             | WatchFlags::ONLYDIR;
-        let watch = inotify::add_watch(&self.fd, tree.absolute(path), flags);
-        Added { path: path.into(), watch }
+        let watch = inotify::add_watch(&self.fd, tree.absolute(&path), flags);
+        Added { path, watch }
     }
 }
 

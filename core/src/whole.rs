@@ -8,7 +8,29 @@ mod qcow2;
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::FileExt as _;
+
+/// What is looked at: a file, or all of its bytes.
+pub trait Content {
+    /// Reads from `offset` on as much as there is and `buffer` takes, or less; nothing at the end.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+impl Content for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(self, buffer, offset)
+    }
+}
+
+impl Content for [u8] {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..));
+        rest.unwrap_or_default().read(buffer)
+    }
+}
 
 /// Why a file cannot be whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +48,16 @@ const GZIP_MAGIC: &[u8] = b"\x1f\x8b\x08";
 const GZIP_RATIO: u64 = 64;
 const GZIP_ALWAYS: u64 = 64 << 20;
 
-/// Looks at `file`, which is `size` bytes long, and no further once `go_on` says so.
+/// Looks at a file, which is `size` bytes long, and no further once `go_on` says so.
 ///
 /// # Errors
 ///
 /// Those of reading; `Ok(Err(…))` says that and why the file is not whole.
-pub fn check(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Result<(), CutShort>> {
+pub fn check<C: Content + ?Sized>(
+    file: &C,
+    size: u64,
+    go_on: &dyn Fn() -> bool,
+) -> io::Result<Result<(), CutShort>> {
     if size == 0 {
         return Ok(Err(CutShort("it is empty".to_owned())));
     }
@@ -54,7 +80,11 @@ pub fn check(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Res
 
 /// The trailer's length and CRC say nothing about bytes that are not there: only unpacking finds
 /// out that they are missing. Unified tarballs alone are packed this way.
-fn gzip(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Result<(), CutShort>> {
+fn gzip<C: Content + ?Sized>(
+    file: &C,
+    size: u64,
+    go_on: &dyn Fn() -> bool,
+) -> io::Result<Result<(), CutShort>> {
     let mut unpacked = flate2::read::MultiGzDecoder::new(ReadAt { file, offset: 0 });
     let mut buffer = vec![0; 1 << 18];
     let mut left = size.saturating_mul(GZIP_RATIO).saturating_add(GZIP_ALWAYS);
@@ -71,12 +101,12 @@ fn gzip(file: &File, size: u64, go_on: &dyn Fn() -> bool) -> io::Result<Result<(
 }
 
 /// Reads without moving the file's own position.
-struct ReadAt<'a> {
-    file: &'a File,
+struct ReadAt<'a, C: ?Sized> {
+    file: &'a C,
     offset: u64,
 }
 
-impl io::Read for ReadAt<'_> {
+impl<C: Content + ?Sized> io::Read for ReadAt<'_, C> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
@@ -97,7 +127,7 @@ fn squashfs(head: &[u8], size: u64) -> Result<(), CutShort> {
 }
 
 /// The last stream ends in `YZ`; padding by zeros, in fours, may follow.
-fn xz(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
+fn xz<C: Content + ?Sized>(file: &C, size: u64) -> io::Result<Result<(), CutShort>> {
     const PADDING: u64 = 4096;
     let mut tail = [0_u8; PADDING as usize];
     let tail = read_at(file, &mut tail, size.saturating_sub(PADDING))?;
@@ -110,7 +140,11 @@ fn xz(file: &File, size: u64) -> io::Result<Result<(), CutShort>> {
     }
 }
 
-fn read_at<'a>(file: &File, buffer: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
+fn read_at<'a, C: Content + ?Sized>(
+    file: &C,
+    buffer: &'a mut [u8],
+    offset: u64,
+) -> io::Result<&'a [u8]> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
@@ -131,7 +165,10 @@ mod tests {
     fn verdict(content: &[u8]) -> Result<(), CutShort> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        check(&file, content.len() as u64, &|| true).unwrap()
+        let size = content.len() as u64;
+        let verdict = check(&file, size, &|| true).unwrap();
+        assert_eq!(check(content, size, &|| true).unwrap(), verdict, "by its bytes");
+        verdict
     }
 
     fn squashfs_of(used: u64, size: usize) -> Vec<u8> {

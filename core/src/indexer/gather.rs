@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Indexer, is_newest};
+use super::{Indexer, is_newest, paths_from};
 use crate::Problem;
 use crate::name::ProductName;
 use crate::tree::{Stamp, is_passing};
@@ -42,7 +42,9 @@ impl Indexer {
         problems.extend(self.overrides.problems().cloned());
         problems.extend(self.tally.stalled(now));
         problems.extend(self.anchors.problems(&self.tree, |stream| {
-            self.versions.range(format!("{stream}/")..format!("{stream}0")).next().is_none()
+            let prefix = format!("{stream}/");
+            let first = paths_from(&self.versions, &prefix).next();
+            !first.is_some_and(|path| path.starts_with(&prefix))
         }));
         let root_missing = self.anchors.root_missing();
         self.publisher.publish(&self.overrides, problems, root_missing);
@@ -59,7 +61,7 @@ impl Indexer {
                     Err(err) => is_passing(&err),
                 };
             if !version.files().all(is_there) {
-                self.dirty.insert(path.clone());
+                self.dirty.insert(path.to_string());
             }
         }
     }
@@ -67,6 +69,9 @@ impl Indexer {
     /// Tells the catalog what changed since the last time.
     fn tell_catalog(&mut self) {
         for path in std::mem::take(&mut self.changed) {
+            if let Some(version) = self.versions.get_mut(&path) {
+                version.is_news = false;
+            }
             let Some((directory, name)) = path.rsplit_once('/') else {
                 continue;
             };

@@ -78,12 +78,16 @@ impl Indexer {
         self.tickets += 1;
         let ticket = self.tickets;
         self.update(path, |version| version.hashing(ticket, Arc::clone(&plan)));
-        let (take, of) = (self.results.taker(), path.to_owned());
+        let Some(path) = self.versions.get(path).map(|version| Arc::clone(&version.found.path))
+        else {
+            return;
+        };
+        let (take, of) = (self.results.taker(), Arc::clone(&path));
         self.pool.submit(
             priority,
             Job {
                 tree: self.tree.clone(),
-                path: path.to_owned(),
+                path,
                 plan,
                 gauges: Arc::clone(&self.gauges),
                 done: Box::new(move |outcome| take(Hashed { path: of, ticket, outcome })),

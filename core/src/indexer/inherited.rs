@@ -15,7 +15,7 @@ impl Indexer {
             let vouched = self.publisher.vouched(path);
             if version.is_hashing() && vouched.is_some_and(|time| version.is_unchanged_since(time))
             {
-                pending.insert(path.clone());
+                pending.insert(path.to_string());
             }
         }
         let listed = self.publisher.inherited_versions(&pending);

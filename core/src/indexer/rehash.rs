@@ -3,6 +3,7 @@
 //! Nothing is unlisted for that: each version stays as it is listed until its new result is there.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::Indexer;
 use super::publish::StateFiles;
@@ -17,7 +18,7 @@ pub(super) struct Rehash {
     /// What was asked for before this process, which did not live to see the end.
     left_over: bool,
     /// Versions whose new result is not there yet.
-    pending: Option<BTreeSet<String>>,
+    pending: Option<BTreeSet<Arc<str>>>,
 }
 
 impl Rehash {
@@ -54,8 +55,8 @@ impl Indexer {
         let cache = self.pool.cache();
         self.versions.values().flat_map(Version::stamps).for_each(|stamp| cache.forget(stamp));
         let hashing =
-            |(path, version): (&String, &Version)| version.is_hashing().then(|| path.clone());
-        let before: BTreeSet<String> = self.versions.iter().filter_map(hashing).collect();
+            |(path, version): (&Arc<str>, &Version)| version.is_hashing().then(|| path.clone());
+        let before: BTreeSet<Arc<str>> = self.versions.iter().filter_map(hashing).collect();
         // Hashes what is wrong, too.
         self.look_at_everything(true);
         let plans: Vec<_> = self

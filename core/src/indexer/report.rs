@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Indexer;
@@ -124,15 +124,15 @@ impl Indexer {
         let before = Standing::of(version);
         let value = change(version);
         self.tally.moved(path, before, Standing::of(version));
-        if !self.changed.contains(path) {
-            self.changed.insert(path.to_owned());
+        if !std::mem::replace(&mut version.is_news, true) {
+            self.changed.push(Arc::clone(&version.found.path));
         }
         Some(value)
     }
 
     /// Adds a version that nobody has looked at yet, unless it is there.
     pub(super) fn add(&mut self, found: crate::scan::FoundVersion) {
-        let path = found.path.clone();
+        let path = Arc::clone(&found.path);
         if !self.versions.contains_key(&path) {
             let version = Version::new(found);
             self.tally.moved(&path, Standing::default(), Standing::of(&version));
@@ -144,7 +144,7 @@ impl Indexer {
     pub(super) fn take(&mut self, path: &str) -> Option<Version> {
         let version = self.versions.remove(path)?;
         self.tally.moved(path, Standing::of(&version), Standing::default());
-        self.changed.insert(path.to_owned());
+        self.changed.push(Arc::clone(&version.found.path));
         Some(version)
     }
 

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, View};
-use crate::entry::{Entry, Item};
+use crate::entry::{Entry, Item, as_map};
 use crate::fields;
 use crate::name::ProductName;
 
@@ -77,7 +78,8 @@ struct ProductHead<'a> {
 
 #[derive(Serialize)]
 struct VersionDocument<'a> {
-    items: BTreeMap<&'a str, Item<'a>>,
+    #[serde(serialize_with = "as_map")]
+    items: LiteMap<&'a str, Item<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     label: Option<&'a str>,
 }

@@ -69,7 +69,7 @@ fn entry(product: &ProductName, version: &str, content: u8, own: u64) -> Entry {
         hashes.files.insert("delta-20240101.vcdiff".into(), digest("delta", shared));
     }
     let path = join(&product.path(), version);
-    let found = FoundVersion { path, product: product.clone(), name: version.into() };
+    let found = FoundVersion { path: path.into(), product: product.clone() };
     Entry::new(&found, &plan, &hashes).unwrap()
 }
 

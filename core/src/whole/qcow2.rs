@@ -2,10 +2,9 @@
 //! inside of the file (QEMU's `docs/interop/qcow2.txt`).
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 
-use super::{CutShort, read_at};
+use super::{Content, CutShort, read_at};
 
 pub(super) const MAGIC: &[u8] = b"QFI\xfb";
 
@@ -17,8 +16,8 @@ const MAX_L1: u64 = 1 << 20;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 
-pub(super) fn check(
-    file: &File,
+pub(super) fn check<C: Content + ?Sized>(
+    file: &C,
     head: &[u8],
     size: u64,
     go_on: &dyn Fn() -> bool,
