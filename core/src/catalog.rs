@@ -173,12 +173,25 @@ impl Catalog {
             if done.contains(&name) {
                 continue;
             }
+            if self.is_alone(&name) {
+                let draft = self.draft(&name, overrides);
+                self.conclude(&name, draft, false, &mut keys);
+                done.insert(name);
+                continue;
+            }
             let group = self.group(name);
             self.judge(&group, overrides, &mut keys);
             done.extend(group);
         }
         self.report_alias_clashes(&keys, overrides);
         done
+    }
+
+    /// Whether the product, as nearly every one, has no fingerprint that another has.
+    fn is_alone(&self, name: &ProductName) -> bool {
+        let entries = self.products.get(name).into_iter().flat_map(|of| &of.entries);
+        let mut keys = entries.flat_map(|entry| fingerprint_keys(entry));
+        keys.all(|key| self.fingerprints.shared(key).is_empty())
     }
 
     /// The products that have fingerprints in common with this one, directly or over others.
@@ -209,48 +222,72 @@ impl Catalog {
         let mut problems: BTreeMap<&ProductName, Vec<Problem>> = BTreeMap::new();
         let mut drafts = BTreeMap::new();
         for name in group {
-            let Some(product) = self.products.get(name).filter(|of| !of.entries.is_empty()) else {
-                continue;
-            };
-            let mut own = Vec::new();
-            own.extend(product.entries.iter().filter_map(|entry| entry.problem()));
-            problems.insert(name, own);
-            let fields = fields_of(name, product, overrides);
-            let aliases = aliases_of(name, self.forms, &fields);
-            drafts.insert(name, Listed { aliases, versions: product.entries.clone() });
+            if let Some((draft, own)) = self.draft(name, overrides) {
+                problems.insert(name, own);
+                drafts.insert(name, draft);
+            }
         }
         let mut touched = HashSet::new();
         self.drop_equal_fingerprints(&mut drafts, &mut touched, &mut problems);
         for name in group {
-            let mut product = self.products.remove(name).unwrap_or_default();
-            for &key in &product.keys {
-                if !self.aliases.shared(key).is_empty() {
-                    keys.insert(key);
-                }
-                self.aliases.remove(key, name);
+            let own = problems.remove(name).unwrap_or_default();
+            let draft = drafts.remove(name).map(|draft| (draft, own));
+            self.conclude(name, draft, touched.contains(name), keys);
+        }
+    }
+
+    /// The product as it is by itself, and what is wrong with it; `None` if it has no version.
+    fn draft(
+        &self,
+        name: &ProductName,
+        overrides: &fields::Files,
+    ) -> Option<(Listed, Vec<Problem>)> {
+        let product = self.products.get(name).filter(|of| !of.entries.is_empty())?;
+        let own = product.entries.iter().filter_map(|entry| entry.problem()).collect();
+        let fields = fields_of(name, product, overrides);
+        let aliases = aliases_of(name, self.forms, &fields);
+        Some((Listed { aliases, versions: product.entries.clone() }, own))
+    }
+
+    /// Takes in how a product is listed, and what is wrong with it; it is not as it is by itself if it is
+    /// `touched`.
+    fn conclude(
+        &mut self,
+        name: &ProductName,
+        draft: Option<(Listed, Vec<Problem>)>,
+        touched: bool,
+        keys: &mut HashSet<u64>,
+    ) {
+        self.problems.remove(name);
+        let Self { products, aliases, counts, .. } = self;
+        let Some(product) = products.get_mut(name) else {
+            return;
+        };
+        for &key in &product.keys {
+            if !aliases.shared(key).is_empty() {
+                keys.insert(key);
             }
-            self.counts.take(product.counts);
-            self.problems.remove(name);
-            let Some(draft) = drafts.remove(name) else {
-                continue;
-            };
-            let mut images = problems.remove(name).unwrap_or_default();
-            report_deltas(&draft.versions, &mut images);
-            product.keys = alias_keys(name, &draft).into_iter().collect();
-            for &key in &product.keys {
-                self.aliases.insert(key, name);
-                if !self.aliases.shared(key).is_empty() {
-                    keys.insert(key);
-                }
+            aliases.remove(key, name);
+        }
+        counts.take(product.counts);
+        let Some((draft, mut images)) = draft else {
+            products.remove(name);
+            return;
+        };
+        report_deltas(&draft.versions, &mut images);
+        product.keys = alias_keys(name, &draft);
+        for &key in &product.keys {
+            aliases.insert(key, name);
+            if !aliases.shared(key).is_empty() {
+                keys.insert(key);
             }
-            product.counts = count(&draft.versions);
-            self.counts.add(product.counts);
-            product.listed = touched.contains(name).then(|| Box::new(draft));
-            product.entries.shrink_to_fit();
-            self.products.insert(name.clone(), product);
-            if !images.is_empty() {
-                self.problems.entry(name.clone()).or_default().images = images;
-            }
+        }
+        product.counts = count(&draft.versions);
+        counts.add(product.counts);
+        product.listed = touched.then(|| Box::new(draft));
+        product.entries.shrink_to_fit();
+        if !images.is_empty() {
+            self.problems.entry(name.clone()).or_default().images = images;
         }
     }
 
@@ -325,7 +362,7 @@ impl Catalog {
                 let os = fields.os.unwrap_or_else(|| name.os().to_owned());
                 let variant = fields.variant.unwrap_or_else(|| name.variant());
                 let order = (os, name.release().to_owned(), variant, name.clone());
-                Some((order, aliases, types(versions)))
+                Some((order, aliases, types(versions).collect::<Vec<bool>>()))
             })
             .collect();
         sorted.sort_by(|a, b| a.0.cmp(&b.0));
@@ -507,19 +544,21 @@ fn aliases_of(name: &ProductName, forms: Aliases, fields: &Fields) -> Vec<String
 }
 
 /// The types that a product's images have: whether they are virtual machines.
-fn types(versions: &[Arc<Entry>]) -> BTreeSet<bool> {
-    versions.iter().flat_map(|entry| entry.parts().map(Part::is_vm)).collect()
+fn types(versions: &[Arc<Entry>]) -> impl Iterator<Item = bool> {
+    let any = |vm: &bool| versions.iter().any(|of| of.parts().any(|part| part.is_vm() == *vm));
+    [false, true].into_iter().filter(any)
 }
 
-fn alias_keys(name: &ProductName, listed: &Listed) -> BTreeSet<u64> {
-    let mut keys = BTreeSet::new();
+fn alias_keys(name: &ProductName, listed: &Listed) -> Box<[u64]> {
+    let arch = arch::canonical(name.arch()).unwrap_or("-");
+    let mut keys = Vec::new();
     for vm in types(&listed.versions) {
-        let arch = arch::canonical(name.arch());
-        for alias in &listed.aliases {
-            keys.insert(claims::key(&[arch.unwrap_or("-"), if vm { "vm" } else { "" }, alias]));
-        }
+        let vm = if vm { "vm" } else { "" };
+        keys.extend(listed.aliases.iter().map(|alias| claims::key(&[arch, vm, alias])));
     }
-    keys
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into()
 }
 
 fn fingerprint_keys(entry: &Entry) -> impl Iterator<Item = u64> {

@@ -222,6 +222,15 @@ impl Anchor<'_> {
         let fd = rustix::fs::openat(&self.fd, path, DIRECTORY, Mode::empty())?;
         Ok(Directory { tree: self.tree, path, fd })
     }
+
+    /// The stamp of what `path` leads to.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be looked at; `NotFound` if it is not there.
+    pub fn stamp(&self, path: &str) -> io::Result<Stamp> {
+        stamp_at(&self.fd, path, || self.tree.absolute(path))
+    }
 }
 
 /// How directories are opened.
@@ -265,14 +274,8 @@ impl Directory<'_> {
 
     /// Whether `name` leads to the file with `stamp`, as it was then.
     pub fn leads_to(&self, name: &str, stamp: &Stamp) -> bool {
-        match rustix::fs::statx(&self.fd, name, AtFlags::empty(), IDENTITY) {
-            Ok(found) => Stamp::of_statx(&found) == *stamp,
-            Err(Errno::NOSYS | Errno::PERM) => {
-                let meta = fs::metadata(self.tree.absolute(&join(self.path, name)));
-                meta.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
-            }
-            Err(_) => false,
-        }
+        let absolute = || self.tree.absolute(&join(self.path, name));
+        stamp_at(&self.fd, name, absolute).is_ok_and(|found| found == *stamp)
     }
 
     /// As [`Tree::entry`], of the entry called `name`.
@@ -290,6 +293,20 @@ impl Directory<'_> {
             // A link, or a system that has no such call: the way that goes everywhere.
             _ => self.tree.entry(&join(self.path, name)),
         }
+    }
+}
+
+/// The stamp of what `name` in the directory leads to; `absolute` is where that is.
+fn stamp_at(
+    directory: &OwnedFd,
+    name: &str,
+    absolute: impl FnOnce() -> PathBuf,
+) -> io::Result<Stamp> {
+    match rustix::fs::statx(directory, name, AtFlags::empty(), IDENTITY) {
+        Ok(found) => Ok(Stamp::of_statx(&found)),
+        // A system that has no such call.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(Stamp::of(&fs::metadata(absolute())?)),
+        Err(err) => Err(err.into()),
     }
 }
 

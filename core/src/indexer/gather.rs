@@ -3,11 +3,11 @@
 
 use std::time::Instant;
 
-use super::{Indexer, is_newest, paths_from};
-use crate::Problem;
+use super::{Indexer, SHARE, is_newest, paths_from};
 use crate::name::ProductName;
-use crate::tree::{Stamp, is_passing};
+use crate::tree::{is_passing, join};
 use crate::version::Version;
+use crate::{Problem, parallel};
 
 impl Indexer {
     /// Publishes what there is, if it is time for that.
@@ -53,17 +53,23 @@ impl Indexer {
     /// With `once`, directories above versions have no watch: a version whose files are not where they
     /// were any more is looked at again.
     fn doubt_what_changed(&mut self) {
-        for (path, version) in self.versions.iter().filter(|(_, of)| of.entry().is_some()) {
-            let directory = self.tree.absolute(path);
-            let is_there =
-                |(name, stamp): (&str, &Stamp)| match std::fs::metadata(directory.join(name)) {
-                    Ok(meta) => Stamp::of(&meta) == *stamp,
-                    Err(err) => is_passing(&err),
+        let anchor = self.tree.anchor();
+        let listed = self.versions.iter().filter(|(_, of)| of.entry().is_some());
+        let listed: Vec<_> = listed.collect();
+        let are_there = parallel::map(&listed, SHARE, |(path, version)| {
+            version.files().all(|(name, stamp)| {
+                let found = match &anchor {
+                    Ok(anchor) => anchor.stamp(&join(path, name)),
+                    Err(err) => Err((*err).into()),
                 };
-            if !version.files().all(is_there) {
-                self.dirty.insert(path.to_string());
-            }
-        }
+                match found {
+                    Ok(found) => found == *stamp,
+                    Err(err) => is_passing(&err),
+                }
+            })
+        });
+        let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        self.dirty.extend(gone.map(|((path, _), _)| path.to_string()));
     }
 
     /// Tells the catalog what changed since the last time.
