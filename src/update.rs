@@ -124,8 +124,7 @@ fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<Arc<S
         } else {
             unready = None;
         }
-        let seen = index.snapshot().map_or(0, |snapshot| snapshot.generation());
-        index.wait_newer(seen, TICK);
+        index.wait_idle(TICK);
     }
     index.snapshot().context("no index could be made")
 }

@@ -142,6 +142,12 @@ impl Index {
         std::mem::forget(self);
     }
 
+    /// Waits until the index is [idle](Progress::is_idle), for `timeout` at most; says whether it is.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        let is_idle = || self.progress().is_idle().then_some(());
+        self.cell.1.wait(Instant::now() + timeout, is_idle).is_some()
+    }
+
     /// Waits for a generation with a number above `generation` (0 for any); `None` if there is
     /// none within `timeout`.
     pub fn wait_newer(&self, generation: u64, timeout: Duration) -> Option<Arc<Snapshot>> {

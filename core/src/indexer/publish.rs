@@ -261,6 +261,13 @@ impl Publisher {
         });
     }
 
+    /// Those who wait in this process look again at how things are.
+    pub(super) fn wake_readers(&self) {
+        if let Some(cell) = &self.sink.cell {
+            cell.1.notify();
+        }
+    }
+
     /// Something may have changed.
     pub(super) fn touch(&mut self) {
         self.dirty = true;
@@ -432,8 +439,8 @@ impl Publisher {
         }
         if let Some(cell) = &self.sink.cell {
             cell.0.store(Some(Arc::new(Snapshot::of_memory(&live)?)));
-            cell.1.notify();
         }
+        self.wake_readers();
         if let Some(saver) = &self.saver {
             saver.save(live);
         }

@@ -31,6 +31,8 @@ pub(super) struct Tally {
     stalled: usize,
     /// The last report has another set of waiting versions.
     waiting_changed: bool,
+    /// The last report said that there is nothing to do.
+    told_idle: bool,
     /// As in [`Progress`].
     pub(super) looks: u64,
     pub(super) last_look: u64,
@@ -181,6 +183,10 @@ impl Indexer {
             unwatched: tally.unwatched,
             overflows: tally.overflows,
         });
+        let was_idle = std::mem::replace(&mut tally.told_idle, looks_idle);
+        if looks_idle && !was_idle {
+            self.publisher.wake_readers();
+        }
     }
 }
 
