@@ -107,6 +107,11 @@ impl Live {
         }
     }
 
+    /// Waits until there is nothing to do.
+    pub fn wait_idle(&self) {
+        assert!(self.index.wait_idle(Site::DEADLINE), "{:?}", self.index.progress());
+    }
+
     /// Waits for a generation that is as wanted.
     pub fn wait(&self, what: &str, wanted: impl Fn(&Images) -> bool) -> Images {
         let deadline = Instant::now() + Site::DEADLINE;
