@@ -6,6 +6,7 @@
 
 mod chunks;
 mod deflate;
+mod earlier;
 mod pieces;
 #[cfg(test)]
 mod tests;
@@ -17,9 +18,10 @@ use crate::catalog::Catalog;
 use crate::fields;
 use crate::memory::Memory;
 use crate::name::ProductName;
-use crate::snapshot::{Placed, Tags};
+use crate::snapshot::{Placed, Snapshot, Tags};
 
 use chunks::{Bounds, Document, Store};
+use earlier::Earlier;
 use pieces::Of;
 
 /// `index.json` and one document for each stream, in that order.
@@ -43,6 +45,17 @@ impl Documents {
         let mut documents = vec![new(Of::Index(streams.iter().cloned().collect()))];
         documents.extend(streams.iter().map(|stream| new(Of::Stream(stream.clone()))));
         Self { documents, fresh: Memory::default(), last: None }
+    }
+
+    /// Takes over what an earlier process compressed, as far as it comes out the same.
+    pub fn inherit(&mut self, snapshot: &Snapshot) {
+        for document in &mut self.documents {
+            let name = document.file();
+            let gzip = snapshot.document(&name).map(|document| document.gzip.bytes);
+            if let Some((gzip, table)) = gzip.zip(snapshot.chunks(&name)) {
+                document.inherit(Earlier::read(gzip, table));
+            }
+        }
     }
 
     /// Renders what `changed`: products that are listed, or were.

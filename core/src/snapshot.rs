@@ -16,7 +16,7 @@
 //! | 16 | 8 | offset of the head, *o* |
 //! | 24 | 8 | XXH3-64 of the head |
 //! | 32 | 8 | XXH3-64 of the body |
-//! | 40 | *o*-40 | body: the documents' variants and the list of problems |
+//! | 40 | *o*-40 | body: the documents' variants, tables of their chunks, and the list of problems |
 //! | *o* | *h* | head: JSON, [`Head`] |
 //!
 //! The file's length is exactly *o* + *h*. XXH3 finds damage, not malice: the directory belongs to
@@ -124,6 +124,9 @@ struct DocumentHead {
     last_modified: i64,
     identity: VariantHead,
     gzip: VariantHead,
+    /// Where the table of its chunks is (`render/earlier.rs`); not in a snapshot of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chunks: Option<Span>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -171,6 +174,8 @@ pub(crate) struct Placed {
     pub(crate) tags: Tags,
     pub(crate) identity: Span,
     pub(crate) gzip: Span,
+    /// The table of its chunks.
+    pub(crate) chunks: Option<Span>,
 }
 
 /// How much an index lists.
@@ -354,6 +359,7 @@ impl Snapshot {
         let mut spans = vec![head.problems];
         for document in head.documents.values() {
             spans.extend([document.identity.span, document.gzip.span]);
+            spans.extend(document.chunks);
         }
         if spans.iter().any(|span| span.get(body).is_none()) {
             return Err(damaged("a document lies outside of it"));
@@ -395,6 +401,11 @@ impl Snapshot {
             identity: self.variant(&head.identity)?,
             gzip: self.variant(&head.gzip)?,
         })
+    }
+
+    /// The table of a document's chunks, for the next start.
+    pub(crate) fn chunks(&self, name: &str) -> Option<&[u8]> {
+        self.head.documents.get(name)?.chunks?.get(self.body())
     }
 
     /// Names of all documents, sorted.

@@ -202,6 +202,7 @@ impl Publisher {
                 if self.is_behind {
                     self.lineage.pass_documents(live::time(&files.live).unwrap_or(0));
                 }
+                self.documents.inherit(&snapshot);
                 self.problems = snapshot.problems();
                 self.inherited = Some(Inherited {
                     published: i64::try_from(snapshot.published())

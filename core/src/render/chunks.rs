@@ -13,6 +13,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deflate::{self, HEADER, Packed, WINDOW};
+use super::earlier::{self, Earlier, Key};
 use super::pieces::{At, Before, Of, Writer};
 use crate::catalog::Catalog;
 use crate::digest::Hasher;
@@ -44,6 +45,8 @@ pub(super) struct Document {
     bounds: Bounds,
     /// None before the first time.
     chunks: Vec<Chunk>,
+    /// For the first time.
+    earlier: Earlier,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +64,13 @@ struct Chunk {
     /// Whether the document ends with it.
     last: bool,
     packed: Arc<Packed>,
+}
+
+impl Chunk {
+    /// What its compressed bytes depend on.
+    fn key(&self) -> Key {
+        Key { text: self.digest, dictionary: self.dictionary, last: self.last }
+    }
 }
 
 /// Where a text is.
@@ -91,7 +101,17 @@ impl Store<'_> {
 
 impl Document {
     pub(super) fn new(of: Of, bounds: Bounds) -> Self {
-        Self { of, bounds, chunks: Vec::new() }
+        Self { of, bounds, chunks: Vec::new(), earlier: Earlier::default() }
+    }
+
+    /// Its file name.
+    pub(super) fn file(&self) -> String {
+        self.of.file()
+    }
+
+    /// Takes over what an earlier process compressed, for the first [update](Self::update).
+    pub(super) fn inherit(&mut self, earlier: Earlier) {
+        self.earlier = earlier;
     }
 
     /// Renders what `changed`.
@@ -120,6 +140,7 @@ impl Document {
             new: Vec::new(),
             taken: 0,
             unpacked: Vec::new(),
+            earlier: std::mem::take(&mut self.earlier),
             writer,
             store,
         };
@@ -192,7 +213,10 @@ impl Document {
         }
         to.append(&deflate::trailer(self.chunks.iter().map(|chunk| &*chunk.packed)))?;
         let gzip = Span::between(start, to.length());
-        Ok(Placed { tags: self.tags(), identity, gzip })
+        let start = to.length();
+        to.append(&earlier::table(self.chunks.iter().map(|chunk| (chunk.key(), &*chunk.packed))))?;
+        let chunks = Span::between(start, to.length());
+        Ok(Placed { tags: self.tags(), identity, gzip, chunks: Some(chunks) })
     }
 
     /// The text is now where it was placed.
@@ -230,6 +254,7 @@ struct Cutting<'a> {
     /// How many of the old chunks are in `new` or replaced.
     taken: usize,
     unpacked: Vec<Unpacked>,
+    earlier: Earlier,
     writer: Writer<'a>,
     store: Store<'a>,
 }
@@ -326,11 +351,7 @@ impl Cutting<'_> {
         let length = text.len();
         let packed = match known.filter(|of| of.dictionary == dictionary && of.last == last) {
             Some(known) => Arc::clone(&known.packed),
-            None => {
-                let (number, dictionary) = (self.new.len(), self.tail()?);
-                self.unpacked.push(Unpacked { number, dictionary, text, last });
-                Arc::new(Packed::later())
-            }
+            None => Arc::new(self.packed(Key { text: digest, dictionary, last }, text)?),
         };
         self.new.push(Chunk {
             end: first.is_some().then_some(end).flatten(),
@@ -348,6 +369,16 @@ impl Cutting<'_> {
             self.pack();
         }
         Ok(())
+    }
+
+    /// The next chunk, compressed, or to be [compressed later](Self::pack).
+    fn packed(&mut self, key: Key, text: Vec<u8>) -> io::Result<Packed> {
+        let (number, last, dictionary) = (self.new.len(), key.last, self.tail()?);
+        let earlier = self.earlier.take(key, &text, || Packed::new(&dictionary, &text, last));
+        Ok(earlier.unwrap_or_else(|| {
+            self.unpacked.push(Unpacked { number, dictionary, text, last });
+            Packed::later()
+        }))
     }
 
     /// Compresses what waits for it.

@@ -71,9 +71,14 @@ impl Packed {
             bytes.resize(bytes.len() * 2, 0);
         }
         bytes.truncate(length);
+        Self::of(bytes.into_boxed_slice(), text)
+    }
+
+    /// `text` compressed to `bytes`.
+    pub(super) fn of(bytes: Box<[u8]>, text: &[u8]) -> Self {
         let mut crc = Crc::new();
         crc.update(text);
-        Self { digest: Digest::of(&bytes), bytes: bytes.into_boxed_slice(), crc }
+        Self { digest: Digest::of(&bytes), bytes, crc }
     }
 }
 

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{Entry, Hashes, Plan};
 use crate::kind::{Client, Kind, Root};
+use crate::live::Live;
 use crate::scan::{FoundFile, FoundVersion};
 use crate::settings::Aliases;
 use crate::snapshot::{self, Counts};
@@ -268,4 +269,49 @@ fn a_stream_that_fills_and_empties_between_two_others_is_named_once() {
         check(&made);
         assert_eq!(made, fresh.make(&overrides), "{step:?}");
     }
+}
+
+/// After a restart chunks are not compressed again: but for the first, which tells whether they would
+/// come out the same.
+#[test]
+fn what_an_earlier_process_compressed_is_used_if_it_comes_out_the_same() {
+    let overrides = fields::Files::default();
+    let filled = || {
+        let mut site = Site::new();
+        for number in 0..80 {
+            let product = product(number);
+            let entry = Arc::new(entry(&product, "20240101", 67, number as u64));
+            site.catalog.set(&product, "20240101", Some(&entry));
+        }
+        site
+    };
+    let gzip_of = |made: &Made| {
+        let images = made.documents.iter().find(|(tags, ..)| tags.name == "images.json");
+        images.map(|(_, _, gzip)| gzip.clone()).unwrap()
+    };
+    let mut before = filled();
+    let made = before.make(&overrides);
+    // As it was saved, but for one byte of the compressed document.
+    let restarted = |wrong: Option<usize>| {
+        let mut memory = snapshot::begin().unwrap();
+        let placed = before.documents.place(&mut memory).unwrap();
+        let images = placed.iter().find(|placed| placed.tags.name == "images.json").unwrap();
+        if let Some(at) = wrong {
+            let at = (images.gzip.offset + at) as u64;
+            let byte = memory.read(at, 1).unwrap()[0];
+            memory.write(&[byte ^ 1], at).unwrap();
+        }
+        let (counts, lineage) = (Counts::default(), snapshot::Lineage::default());
+        snapshot::finish(&mut memory, &placed, &[], counts, &lineage, 1).unwrap();
+        let snapshot = Snapshot::of_memory(&Live::seal(memory).unwrap()).unwrap();
+        let mut after = filled();
+        after.documents.inherit(&snapshot);
+        after.make(&overrides)
+    };
+    assert_eq!(restarted(None), made);
+    let length = gzip_of(&made).len();
+    assert_eq!(restarted(Some(20)), made, "in the first chunk");
+    let used = gzip_of(&restarted(Some(length - 30)));
+    let differ = |at: &usize| used[*at] != gzip_of(&made)[*at];
+    assert_eq!((0..length).filter(differ).collect::<Vec<_>>(), [length - 30], "in the last");
 }

@@ -104,7 +104,8 @@ pub fn encode(
     let mut placed = Vec::new();
     for Rendered { name, identity, gzip } in documents {
         let tags = Tags { name: name.clone(), identity: etag(identity), gzip: etag(gzip) };
-        placed.push(Placed { tags, identity: place(identity), gzip: place(gzip) });
+        let (identity, gzip) = (place(identity), place(gzip));
+        placed.push(Placed { tags, identity, gzip, chunks: None });
     }
     let reports = reports(problems, previous, now);
     let problems = place(&to_json(&reports));
@@ -157,7 +158,7 @@ fn head(
     (previous, now): (&Lineage, u64),
 ) -> (Vec<u8>, Lineage) {
     let mut heads = BTreeMap::new();
-    for Placed { tags, identity, gzip } in documents {
+    for Placed { tags, identity, gzip, chunks } in documents {
         let seconds = i64::try_from(now / 1000).unwrap_or(i64::MAX);
         let last_modified = match previous.documents.get(&tags.name) {
             Some((etag, modified)) if *etag == tags.identity => *modified,
@@ -165,8 +166,9 @@ fn head(
             None => seconds,
         };
         let identity = VariantHead { span: identity.in_body(), etag: tags.identity.clone() };
+        let chunks = chunks.map(Span::in_body);
         let gzip = VariantHead { span: gzip.in_body(), etag: tags.gzip.clone() };
-        heads.insert(tags.name.clone(), DocumentHead { last_modified, identity, gzip });
+        heads.insert(tags.name.clone(), DocumentHead { last_modified, identity, gzip, chunks });
     }
     let generation = previous.generation + 1;
     let lineage = Lineage {
@@ -224,7 +226,7 @@ mod tests {
         };
         let place = |text: &str| {
             let nothing = Span { offset: PREAMBLE, length: 0 };
-            vec![Placed { tags: tags(text), identity: nothing, gzip: nothing }]
+            vec![Placed { tags: tags(text), identity: nothing, gzip: nothing, chunks: None }]
         };
         let finish = |lineage: &Lineage, text: &str, now: u64| {
             let mut memory = begin().unwrap();
