@@ -189,8 +189,8 @@ pub struct Mirrors {
 }
 
 /// A time such as `90s`, `5m` or `1h 30m`.
-fn duration(text: &str) -> Result<std::time::Duration, humantime::DurationError> {
-    humantime::parse_duration(text)
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text).map_err(|err| format!("{err}; write a time such as 90s or 5m"))
 }
 
 /// A name of a host as certificates have it, or an address.

@@ -61,8 +61,10 @@ pub fn write_files(dir: &Path, files: &[(String, &[u8])]) -> Result<bool> {
         }
         let beside = replace::beside(&path);
         staged.0.push((beside.clone(), path.clone()));
-        replace::stage(&beside, bytes, 0o644)
-            .with_context(|| format!("cannot write \"{}\"", path.display()))?;
+        replace::stage(&beside, bytes, 0o644).with_context(|| {
+            let (path, dir) = (path.display(), dir.display());
+            format!("cannot write \"{path}\"; see that this user may write into \"{dir}\"")
+        })?;
     }
     let any = !staged.0.is_empty();
     for (beside, path) in std::mem::take(&mut staged.0) {

@@ -22,6 +22,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// How much longer than the settle time files may be unready before it is said which.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How often hashing may be in vain, because files changed meanwhile, before what is being hashed counts
+/// as being written.
+const IN_VAIN: u64 = 16;
+
+/// Longer than it takes to publish what is known.
+const PUBLISHING: Duration = Duration::from_secs(60);
+
 /// Most names of versions in one message.
 const MAX_NAMED: usize = 10;
 
@@ -34,7 +41,7 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
     let tree = Tree::new(&args.tree, config)?;
     // Both at once: what one has read, the other finds in memory.
     let asked = rehash::ask(args.state_dir.as_deref(), &tree.settings.root)?;
-    let snapshot = make(&tree, args.patience)?;
+    let (snapshot, left_out) = make(&tree, args.patience)?;
     if !args.no_wait {
         asked.wait();
     }
@@ -46,6 +53,9 @@ pub fn run(args: &Update, config: &Config) -> Result<()> {
     ));
     if args.strict && problems > 0 {
         return Err(Stop::with(Exit::Problems, "there are problems"));
+    }
+    if args.strict && left_out {
+        return Err(Stop::with(Exit::Problems, "what is still being written is left out"));
     }
     Ok(())
 }
@@ -61,12 +71,13 @@ pub fn report_problems(snapshot: &Snapshot) -> usize {
     problems.len()
 }
 
-/// Hashes the whole tree, writes its index, and prints which versions came, went and changed.
+/// Hashes the whole tree, writes its index, and prints which versions came, went and changed. Says too
+/// whether versions were left out because they are still being written.
 ///
 /// # Errors
 ///
 /// [`Exit::Locked`] if another process writes that index; a failure to write it.
-pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
+pub fn make(tree: &Tree, patience: Duration) -> Result<(Arc<Snapshot>, bool)> {
     let _lock = lock::streams(&tree.streams_dir)?;
     // The report says the same.
     logging::quieten_core();
@@ -80,7 +91,7 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
     };
     let index =
         Index::open_with(tree.settings.clone(), options).context("cannot start indexing")?;
-    let snapshot = complete(&index, tree.settings.settle, patience)?;
+    let (snapshot, left_out) = complete(&index, tree.settings.settle, patience)?;
     // Taking apart what it knows of each version takes a while, for which nobody has to wait.
     index.abandon();
     let names: Vec<&str> = snapshot.names().filter(|name| *name != INDEX).collect();
@@ -96,29 +107,39 @@ pub fn make(tree: &Tree, patience: Duration) -> Result<Arc<Snapshot>> {
         true => log::info!("wrote the index to \"{dir}\""),
         false => log::info!("the index in \"{dir}\" is right already"),
     }
-    Ok(snapshot)
+    Ok((snapshot, left_out))
 }
 
 /// Waits until everything on disk is listed or a problem; what is still being written is waited for
-/// with `patience`.
-fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<Arc<Snapshot>> {
+/// with `patience`. Says whether anything was left out for it.
+fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<(Arc<Snapshot>, bool)> {
     let mut shown = Shown::new();
     let mut unready: Option<Instant> = None;
-    let mut told = false;
+    let (mut told, mut left_out) = (false, false);
     loop {
         let progress = index.progress();
         shown.update(progress);
         if progress.is_idle() {
             break;
         }
-        if progress.looks > 0 && progress.hashing == 0 {
+        // Who replaces a file again and again has it hashed again and again.
+        let again_and_again = progress.hashed_in_vain > IN_VAIN;
+        if progress.looks > 0 && (progress.hashing == 0 || again_and_again) {
             let since = unready.get_or_insert_with(Instant::now).elapsed();
             if since > settle + GRACE && !told {
                 told = true;
                 log::info!("waiting for files that are being written: {}", names(index));
             }
             if since > patience {
-                log::warn!("leaving out what is still being written: {}", names(index));
+                match names(index) {
+                    names if names.is_empty() => {
+                        log::warn!("leaving out versions that change while they are hashed");
+                    }
+                    names => log::warn!("leaving out what is still being written: {names}"),
+                }
+                left_out = true;
+                index.publish_now();
+                index.wait_newer(0, PUBLISHING);
                 break;
             }
         } else {
@@ -126,7 +147,8 @@ fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<Arc<S
         }
         index.wait_idle(TICK);
     }
-    index.snapshot().context("no index could be made")
+    let snapshot = index.snapshot();
+    Ok((snapshot.context("nothing is complete yet, the index stays as it is")?, left_out))
 }
 
 fn names(index: &Index) -> String {

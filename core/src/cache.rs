@@ -3,8 +3,9 @@
 //! What a hash belongs to is the file, not its path: device, inode, size, and the times of its
 //! birth and of the last change of content and of inode. A rename or a hard link changes the inode's time as well; where
 //! all else is equal and the *path* is another one, that explains it, and the hash stays. Whoever
-//! rewrites a file in place with the same size, sets its time back to the nanosecond *and* renames
-//! it, fools this; so do they `rsync`.
+//! rewrites a file in place with the same size, sets its time back to the nanosecond *and* gives it
+//! another name fools this; so do they `rsync`. An index that is opened once, which is to hash everything,
+//! is not fooled.
 //!
 //! A hash taken within the granularity of the file system's clock after the last change says little:
 //! another change may follow with the same times. It is kept in memory, where the watcher's next
@@ -120,12 +121,17 @@ impl HashCache {
         let record = known.or_else(|| inner.store.as_mut()?.file(&key))?;
         let path = xxh3_64(path.as_bytes());
         if record.changed != stamp.changed {
-            // Without a time of birth the inode's number may be another file's by now.
-            if record.path == path || stamp.born.is_none() {
+            // Without a time of birth the inode's number may be another file's by now; and who keeps
+            // files with several names only has seen all of them in this moment.
+            if record.path == path
+                || stamp.born.is_none()
+                || self.links_only.load(Ordering::Relaxed)
+            {
                 return None;
             }
             // Renamed, or another link to it: known under this name from now on.
             let record = Record { changed: stamp.changed, path, ..record };
+            inner.forget_ahead(&key);
             inner.files.insert(key, (record, Instant::now()));
         }
         Some(record.digest)
@@ -469,6 +475,9 @@ mod tests {
             cache.put_pair(digest, (digest, &file), digest);
             let is_kept = file.links > 1;
             assert_eq!(cache.file("a", &file.stamp).is_some(), is_kept);
+            assert_eq!(cache.file("b", &file.stamp).is_some(), is_kept, "another name of it");
+            let touched = Stamp { changed: 99, ..file.stamp };
+            assert_eq!(cache.file("b", &touched), None, "it may have been written to");
             assert_eq!(cache.pair(digest, digest).is_some(), is_kept);
         }
     }
@@ -488,12 +497,15 @@ mod tests {
         cache.end_first_look();
         assert_eq!(cache.inner().ahead.0.as_ref().map(|ahead| ahead.files.len()), Some(500));
         assert_eq!(cache.file("a", &of(8)), Some(Digest::of(&8_u64.to_le_bytes())));
+        let renamed = Stamp { changed: 6, ..of(10) };
+        assert_eq!(cache.file("b", &renamed), Some(Digest::of(&10_u64.to_le_bytes())));
         assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
         cache.forget(&of(7));
         cache.put_file("b", &file(&Stamp { changed: 9, ..of(8) }), Digest::of(b"new"));
         cache.flush(Duration::ZERO);
         assert_eq!(cache.file("a", &of(7)), None);
         assert_eq!(cache.file("b", &Stamp { changed: 9, ..of(8) }), Some(Digest::of(b"new")));
+        assert_eq!(cache.file("b", &Stamp { changed: 7, ..renamed }), None, "written to since");
         cache.end_first_look();
         assert!(cache.inner().ahead.0.is_none());
         assert_eq!(cache.file("a", &of(9)), Some(Digest::of(&9_u64.to_le_bytes())));

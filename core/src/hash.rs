@@ -292,6 +292,10 @@ fn read(
     if let Err(whole::CutShort(reason)) = whole.map_err(failed)? {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
     }
+    // What was not looked at to its end is not known to be whole.
+    if !go_on() {
+        return Err(Failure::Stopped);
+    }
     let fed = match source {
         Some(source) => feed_large(source, size, lanes, context),
         None if size <= CHUNK as u64 => {
@@ -360,3 +364,6 @@ fn feed(
     }
     Ok(Some((length, lanes)))
 }
+
+#[cfg(test)]
+mod tests;

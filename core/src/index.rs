@@ -142,6 +142,12 @@ impl Index {
         std::mem::forget(self);
     }
 
+    /// Has a generation published of what is known now, though versions are still being hashed or written
+    /// to. For an index that is opened [once](IndexOptions::once), which would wait for them.
+    pub fn publish_now(&self) {
+        self.indexer.tell(Event::PublishNow);
+    }
+
     /// Waits until the index is [idle](Progress::is_idle), for `timeout` at most; says whether it is.
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         let is_idle = || self.progress().is_idle().then_some(());
@@ -192,8 +198,12 @@ impl Running {
     }
 
     pub(crate) fn ask_to_stop(&self) {
+        self.tell(Event::Stop);
+    }
+
+    fn tell(&self, event: Event) {
         // Fails only if the thread is gone already.
-        drop(self.events.send(Event::Stop));
+        drop(self.events.send(event));
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::entry::Plan;
 use crate::hash::Outcome;
 use crate::kind::Kind;
 use crate::pool::Pool;
@@ -80,6 +81,8 @@ pub(crate) enum Event {
     Files(Vec<RawEvent>),
     /// There are results of hashing.
     Hashed,
+    /// What is not known by now is not waited for.
+    PublishNow,
     /// Time to go.
     Stop,
 }
@@ -111,6 +114,8 @@ pub(crate) struct Indexer {
     dirty: BTreeSet<String>,
     deadlines: BTreeSet<(Instant, String)>,
     tally: Tally,
+    /// Versions whose hashing failed in the first look, for a reason that passes.
+    interrupted: Vec<(Arc<str>, Arc<Plan>)>,
     /// Versions of which the catalog does not know yet how they are now; those that are there know
     /// that they are among them.
     changed: Vec<Arc<str>>,
@@ -167,6 +172,7 @@ impl Indexer {
             dirty: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             tally: Tally::default(),
+            interrupted: Vec::new(),
             changed: Vec::new(),
             overridden: BTreeSet::new(),
             wrong: BTreeMap::new(),
@@ -285,6 +291,10 @@ impl Indexer {
                 events.iter().for_each(|event| self.seen(event));
             }
             Event::Hashed => self.take_results(),
+            Event::PublishNow => {
+                self.settled = None;
+                self.publisher.wait_no_longer();
+            }
             Event::Stop => {}
         }
     }
@@ -468,10 +478,11 @@ impl Indexer {
                 Ok(anchor) => scan::files(anchor, &found.path),
                 Err(err) => Err((*err).into()),
             };
-            (now, watch, files)
+            (watch, (now, files))
         });
-        for (found, (now, watch, files)) in versions.into_iter().zip(looks) {
-            self.note(watch);
+        let (watches, looks): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+        self.note(watches.into_iter().flatten());
+        for (found, (now, files)) in versions.into_iter().zip(looks) {
             let path = Arc::clone(&found.path);
             self.add(found);
             let writers = std::mem::take(&mut self.writers);
@@ -492,7 +503,7 @@ impl Indexer {
 
     fn note(&mut self, added: impl IntoIterator<Item = Added>) {
         if let Some(watcher) = &mut self.watcher {
-            added.into_iter().for_each(|watch| watcher.note(watch));
+            watcher.note(added);
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Progress {
     pub files_hashed: u64,
     /// Files in versions whose hashes were all known, so that nothing was read.
     pub files_known: u64,
+    /// How often the hashing of a version was in vain, because its files changed meanwhile.
+    pub hashed_in_vain: u64,
     /// Directories whose events are watched.
     pub watches: u64,
     /// Directories that could not be watched when the whole tree was looked at last, since a limit

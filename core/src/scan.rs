@@ -188,6 +188,9 @@ enum Judged {
     Bad(Problem),
 }
 
+/// Directories that are read before what is in them is taken in.
+const PORTION: usize = 2048;
+
 /// Directories that one thread reads before it looks for more.
 const SHARE: NonZeroUsize = NonZeroUsize::new(32).expect("is not zero");
 
@@ -207,14 +210,18 @@ impl Walker<'_> {
         let mut level = vec![path];
         let mut links = Vec::new();
         while !level.is_empty() {
-            let listings = parallel::map(&level, SHARE, |path| self.reader.read(path, false));
-            level.clear();
-            for Listing { found, below } in listings {
-                self.found.append(found);
-                for Below { path, is_link } in below {
-                    if is_link { &mut links } else { &mut level }.push(path);
+            // In portions: what is in a directory must not fill the memory for all of them at once.
+            let mut next = Vec::new();
+            for portion in level.chunks(PORTION) {
+                let listings = parallel::map(portion, SHARE, |path| self.reader.read(path, false));
+                for Listing { found, below } in listings {
+                    self.found.append(found);
+                    for Below { path, is_link } in below {
+                        if is_link { &mut links } else { &mut next }.push(path);
+                    }
                 }
             }
+            level = next;
         }
         links.sort_by(|a: &String, b| a.split('/').cmp(b.split('/')));
         for link in links {
@@ -479,7 +486,8 @@ pub fn files(anchor: &Anchor<'_>, path: &str) -> io::Result<Files> {
 pub fn unreadable(path: &str, err: &io::Error) -> Problem {
     let remedy = match err.kind() {
         io::ErrorKind::PermissionDenied => {
-            "let the user of the server's worker processes read it (chmod, chown or setfacl)"
+            "let the user that indexes and that of the server's worker processes read it (chmod, \
+             chown or setfacl)"
         }
         _ => "see to the file system",
     };

@@ -6,13 +6,15 @@
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, StatxTimestamp,
+};
 use rustix::io::Errno;
 
 /// What identifies the content of a file without reading it.
@@ -186,6 +188,15 @@ impl Tree {
             .is_some_and(|(path, root)| path.starts_with(root))
     }
 
+    /// Whether what was opened as `path` lies below the root.
+    fn is_inside(&self, fd: &OwnedFd, path: &str) -> io::Result<bool> {
+        // What was opened, not what is there by now; where the kernel tells.
+        match fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+            Ok(opened) => Ok(opened.starts_with(fs::canonicalize(&*self.root)?)),
+            Err(_) => Ok(self.contains(path)),
+        }
+    }
+
     /// As [`Directory::open`], of the file at `path`.
     ///
     /// # Errors
@@ -213,13 +224,22 @@ pub struct Anchor<'a> {
 }
 
 impl Anchor<'_> {
-    /// As [`Tree::directory`].
+    /// Opens the directory at `path`, symbolic links followed as long as they stay below the root.
     ///
     /// # Errors
     ///
-    /// Those of [`Tree::directory`].
+    /// When it cannot be read; `NotFound` if it went away, or out of the root.
     pub fn directory<'a>(&'a self, path: &'a str) -> io::Result<Directory<'a>> {
-        let fd = rustix::fs::openat(&self.fd, path, DIRECTORY, Mode::empty())?;
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let fd = match rustix::fs::openat2(&self.fd, path, DIRECTORY, Mode::empty(), beneath) {
+            // It leads out of the root; or by an absolute link, which may lead back into it; or this
+            // system has no such call.
+            Err(Errno::XDEV | Errno::NOSYS | Errno::PERM) => {
+                let fd = rustix::fs::openat(&self.fd, path, DIRECTORY, Mode::empty())?;
+                self.tree.is_inside(&fd, path)?.then_some(fd).ok_or(Errno::NOENT)?
+            }
+            other => other?,
+        };
         Ok(Directory { tree: self.tree, path, fd })
     }
 
@@ -272,10 +292,11 @@ impl Directory<'_> {
         open_at(self.fd.as_fd(), Path::new(name), stamp)
     }
 
-    /// Whether `name` leads to the file with `stamp`, as it was then.
+    /// Whether the path that `name` has leads to the file with `stamp`, as it was then. By the path, for
+    /// the directory may be another one by now.
     pub fn leads_to(&self, name: &str, stamp: &Stamp) -> bool {
-        let absolute = || self.tree.absolute(&join(self.path, name));
-        stamp_at(&self.fd, name, absolute).is_ok_and(|found| found == *stamp)
+        let found = fs::metadata(self.tree.absolute(&join(self.path, name)));
+        found.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
     }
 
     /// As [`Tree::entry`], of the entry called `name`.
@@ -323,7 +344,9 @@ fn open_at(directory: BorrowedFd<'_>, path: &Path, stamp: &Stamp) -> io::Result<
 /// Whether an error is of this process and this moment, out of descriptors or memory, and says nothing
 /// about what is on disk.
 pub fn is_passing(err: &io::Error) -> bool {
-    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR];
+    // A stale handle is that of a directory which another host replaced.
+    let passing =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::INTR, Errno::STALE];
     err.raw_os_error().is_some_and(|code| passing.iter().any(|of| of.raw_os_error() == code))
 }
 
@@ -362,7 +385,12 @@ mod tests {
         let entry = |path: &str| {
             let found = tree.entry(path).unwrap();
             let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-            let same = tree.directory(directory).unwrap().entry(name).unwrap();
+            let anchor = tree.anchor().unwrap();
+            let opened = match directory {
+                "" => tree.directory(""),
+                directory => anchor.directory(directory),
+            };
+            let same = opened.unwrap().entry(name).unwrap();
             assert_eq!(format!("{found:?}"), format!("{same:?}"), "by way of its directory");
             found
         };
@@ -375,6 +403,19 @@ mod tests {
         assert!(matches!(entry("loop"), Entry::Dangling));
         assert!(matches!(entry("dangling"), Entry::Dangling));
         assert_eq!(tree.entry("gone").unwrap_err().kind(), io::ErrorKind::NotFound);
+
+        fs::create_dir(outside.join("d")).unwrap();
+        symlink("../outside/d", root.join("dir-out")).unwrap();
+        symlink(outside.join("d"), root.join("absolute-dir-out")).unwrap();
+        symlink(root.join("a"), root.join("absolute-dir-in")).unwrap();
+        let anchor = tree.anchor().unwrap();
+        for path in ["a/b", "dir-in", "absolute-dir-in", "absolute-dir-in/b"] {
+            anchor.directory(path).unwrap();
+        }
+        for path in ["dir-out", "absolute-dir-out", "gone"] {
+            let err = anchor.directory(path).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::NotFound, "{path}");
+        }
     }
 
     #[test]

@@ -192,22 +192,34 @@ impl Watcher {
 
     /// Watches the directory at `path`; one that is watched already stays so.
     pub fn add(&mut self, tree: &Tree, path: &str) {
-        self.note(self.adder().add(tree, path));
+        self.note([self.adder().add(tree, path)]);
     }
 
-    /// Takes note of a watch. What happened since it was added is not lost: events are
+    /// Takes note of watches. What happened since they were added is not lost: events are
     /// [translated](Self::translate) where this is called.
-    pub fn note(&mut self, Added { path, watch }: Added) {
+    pub fn note(&mut self, added: impl IntoIterator<Item = Added>) {
+        let mut before = Vec::new();
+        for Added { path, watch } in added {
+            before.extend(self.enter(&path, watch).map(|watch| (watch, path)));
+        }
+        // Only now: a directory that was renamed has the same watch under its new path.
+        for (watch, path) in before {
+            self.forget(watch, &path);
+        }
+    }
+
+    /// Gives the watch that `path` had before, if that was another one.
+    fn enter(&mut self, path: &Arc<str>, watch: Result<i32, Errno>) -> Option<i32> {
         match watch {
             Ok(watch) => {
-                match self.watches.insert(Arc::clone(&path), watch) {
-                    Some(before) if before == watch => return,
-                    Some(before) => self.forget(before, &path),
-                    None => {}
+                let before = self.watches.insert(Arc::clone(path), watch);
+                if before == Some(watch) {
+                    return None;
                 }
-                if let Some(first) = self.paths.insert(watch, path) {
+                if let Some(first) = self.paths.insert(watch, Arc::clone(path)) {
                     self.further.entry(watch).or_default().push(first);
                 }
+                return before;
             }
             // It went away, or is no directory any more: the event of its parent says so. Or it may
             // not be read, which is a problem of its own.
@@ -217,6 +229,7 @@ impl Watcher {
                 self.refused = Some((err.into(), refused + 1));
             }
         }
+        None
     }
 
     /// Whether its thread has given up; there are no more events.
@@ -384,6 +397,38 @@ fn read(events: &OwnedFd, stop: &OwnedFd, sink: &dyn Fn(Vec<RawEvent>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Watches are added on several threads before any of them is noted: that of a directory which was
+    /// renamed is that of its new path by then.
+    #[test]
+    fn a_directory_that_was_renamed_within_one_look_stays_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::new(dir.path());
+        let (sender, events) = std::sync::mpsc::channel();
+        let mut watcher = Watcher::spawn(move |batch| drop(sender.send(batch))).unwrap();
+        std::fs::create_dir(dir.path().join("x")).unwrap();
+        watcher.add(&tree, "x");
+        std::fs::rename(dir.path().join("x"), dir.path().join("y")).unwrap();
+        std::fs::create_dir(dir.path().join("x")).unwrap();
+        let adder = watcher.adder();
+        watcher.note([adder.add(&tree, "x"), adder.add(&tree, "y")]);
+        for directory in ["x", "y"] {
+            std::fs::write(dir.path().join(directory).join("f"), "").unwrap();
+            let seen = Touch::Entry {
+                directory: directory.to_owned(),
+                name: b"f".to_vec(),
+                what: What::Closed,
+            };
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            loop {
+                let left = deadline.saturating_duration_since(std::time::Instant::now());
+                let batch = events.recv_timeout(left).expect("an event of each");
+                if batch.iter().any(|event| watcher.translate(event).contains(&seen)) {
+                    break;
+                }
+            }
+        }
+    }
 
     #[test]
     fn events_that_nobody_takes_in_are_lost_and_said_to_be() {

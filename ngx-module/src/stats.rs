@@ -248,6 +248,8 @@ fn numbers(progress: &Progress) -> [u64; NUMBERS] {
         watches,
         unwatched,
         overflows,
+        // No part of the status.
+        hashed_in_vain: _,
     } = *progress;
     [
         u64::from(active),
@@ -305,6 +307,7 @@ fn progress(numbers: [u64; NUMBERS]) -> Progress {
         watches,
         unwatched,
         overflows,
+        hashed_in_vain: 0,
     }
 }
 

@@ -72,7 +72,7 @@ fn first_index(steps: &Steps, place: &Place, config: &Config) -> Result<()> {
             streams_dir: Some(dir.clone()),
             threads: None,
         };
-        let snapshot = update::make(&Tree::new(&tree, config)?, PATIENCE)?;
+        let (snapshot, _) = update::make(&Tree::new(&tree, config)?, PATIENCE)?;
         update::report_problems(&snapshot);
         Ok(())
     })

@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -111,6 +111,46 @@ fn update_waits_for_writers_and_says_for_whom() {
         "{said}"
     );
     assert!(said.contains("leaving out what is still being written"), "{said}");
+    assert_eq!(listed(&dir), ["20260101_0000"]);
+}
+
+/// Nor for files that have stood for less than the settle time, nor for one that is replaced again and
+/// again while it is hashed.
+#[test]
+fn update_waits_no_longer_than_it_is_told_to() {
+    let dir = Dir::new();
+    configure(&dir, "");
+    let config = dir.path().join("config.toml");
+    let text = fs::read_to_string(&config).expect("config").replace("300ms", "2s");
+    fs::write(&config, text).expect("config");
+    dir.add_image(&format!("{PRODUCT}/20260101_0000"), "one");
+    let finished = Instant::now();
+    until("it has stood", || (finished.elapsed() > Duration::from_secs(3)).then_some(()));
+    let version = format!("{PRODUCT}/20260102_0000");
+    dir.add_image(&version, "two");
+    let said = succeed(&mut command(&dir, &["update", "--patience", "0s"]));
+    assert!(said.contains("1 products, 1 versions"), "{said}");
+    assert_eq!(listed(&dir), ["20260101_0000"]);
+    let output = run(&mut command(&dir, &["update", "--patience", "soon"]));
+    assert!(stderr(&output).contains("such as 90s or 5m"), "{output:?}");
+
+    let root = dir.tree().join(&version).join("rootfs.squashfs");
+    let mut child = command(&dir, &["update", "--strict", "--patience", "1s"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let status = until("update ends", || {
+        let new = root.with_file_name(".new");
+        let file = fs::File::create(&new).expect("created");
+        file.set_len(256 << 20).expect("a large one");
+        fs::rename(&new, &root).expect("replaced");
+        child.try_wait().expect("own child")
+    });
+    let mut said = String::new();
+    child.stderr.take().expect("stderr").read_to_string(&mut said).expect("text");
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("leaving out"), "{said}");
     assert_eq!(listed(&dir), ["20260101_0000"]);
 }
 

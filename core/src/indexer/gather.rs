@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Indexer, SHARE, is_newest, paths_from};
 use crate::name::ProductName;
-use crate::tree::{is_passing, join};
+use crate::tree::{Stamp, is_passing, join};
 use crate::version::Version;
 use crate::{Problem, parallel};
 
@@ -60,7 +60,11 @@ impl Indexer {
             version.files().all(|(name, stamp)| {
                 let found = match &anchor {
                     Ok(anchor) => anchor.stamp(&join(path, name)),
-                    Err(err) => Err((*err).into()),
+                    // Without a descriptor it takes longer.
+                    Err(_) => {
+                        let found = std::fs::metadata(self.tree.absolute(&join(path, name)));
+                        found.map(|meta| Stamp::of(&meta))
+                    }
                 };
                 match found {
                     Ok(found) => found == *stamp,

@@ -78,8 +78,7 @@ impl Indexer {
         self.tickets += 1;
         let ticket = self.tickets;
         self.update(path, |version| version.hashing(ticket, Arc::clone(&plan)));
-        let Some(path) = self.versions.get(path).map(|version| Arc::clone(&version.found.path))
-        else {
+        let Some(path) = self.key(path) else {
             return;
         };
         let (take, of) = (self.results.taker(), Arc::clone(&path));
@@ -95,8 +94,14 @@ impl Indexer {
         );
     }
 
+    /// The path of a version that is known, as those share it who know it.
+    fn key(&self, path: &str) -> Option<Arc<str>> {
+        self.versions.get(path).map(|version| Arc::clone(&version.found.path))
+    }
+
     fn hashed(&mut self, path: &str, ticket: u64, outcome: Outcome) {
         let Some(Some(plan)) = self.update(path, |version| version.hashed(ticket)) else {
+            self.tally.hashed_in_vain += 1;
             return;
         };
         self.publisher.touch();
@@ -113,9 +118,13 @@ impl Indexer {
                 }
             }
             Outcome::Changed => {
+                self.tally.hashed_in_vain += 1;
                 if self.rehash.is_under_way() {
                     // It is not to end with what this was listed by.
                     self.dirty.insert(path.to_owned());
+                }
+                if self.publisher.vouched(path).is_some() {
+                    self.interrupted.extend(self.key(path).map(|path| (path, plan)));
                 }
                 self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
             }

@@ -10,6 +10,11 @@ impl Indexer {
     /// After the first look: what was listed, is as it was, and has to be hashed, stays listed by the
     /// hashes that it had until there are new ones. What is gone or changed is not waited for.
     pub(super) fn list_what_was_listed(&mut self) {
+        for (path, plan) in std::mem::take(&mut self.interrupted) {
+            if self.versions.get(&path).is_some_and(Version::is_waiting) {
+                self.submit(&path, plan);
+            }
+        }
         let mut pending = BTreeSet::new();
         for (path, version) in &self.versions {
             let vouched = self.publisher.vouched(path);

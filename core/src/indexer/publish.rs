@@ -290,6 +290,12 @@ impl Publisher {
         self.urgent = true;
     }
 
+    /// From now on, what is being hashed is not waited for.
+    pub(super) fn wait_no_longer(&mut self) {
+        self.sink.once = false;
+        self.dirty = true;
+    }
+
     /// Whether to publish now, while `hashing` versions are being hashed.
     pub(super) fn due(&mut self, hashing: u64, now: Instant) -> bool {
         self.dirty |= self.held.take_if(|until| *until <= now).is_some();

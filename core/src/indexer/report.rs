@@ -38,6 +38,7 @@ pub(super) struct Tally {
     pub(super) last_look: u64,
     pub(super) files_hashed: u64,
     pub(super) files_known: u64,
+    pub(super) hashed_in_vain: u64,
     pub(super) unwatched: u64,
     pub(super) overflows: u64,
 }
@@ -179,6 +180,7 @@ impl Indexer {
             seconds_left: left,
             files_hashed: tally.files_hashed,
             files_known: tally.files_known,
+            hashed_in_vain: tally.hashed_in_vain,
             watches: watches as u64,
             unwatched: tally.unwatched,
             overflows: tally.overflows,
