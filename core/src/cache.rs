@@ -37,7 +37,8 @@ pub const STAND: Duration = Duration::from_secs(3);
 /// full for a moment, an old process may have had it.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Hashes that wait for being written, at most, before they are, however young the others.
+/// Hashes that wait for being written, at most, before they are, however young the others; and most that
+/// are written at a time.
 const BATCH: usize = 4096;
 
 /// Hashes by the identity of files. Shared by all hashing threads.
@@ -206,8 +207,9 @@ impl HashCache {
         self.inner().texts.insert(path, text);
     }
 
-    /// Writes what has stood for `stand`; without a file to write to, does nothing.
-    pub fn flush(&self, stand: Duration) {
+    /// Writes some of what has stood for `stand`; says whether there is more. Without a file to write to,
+    /// does nothing. Nobody learns a hash meanwhile, so it is not all at once.
+    pub fn flush(&self, stand: Duration) -> bool {
         let mut inner = self.inner();
         if let Some(broken) = inner.store.take_if(|store| store.is_broken()) {
             // What is written there would not be found again.
@@ -215,26 +217,34 @@ impl HashCache {
         }
         inner.try_again(Instant::now());
         let Inner { files, pairs, texts, store: Some(store), .. } = &mut *inner else {
-            return;
+            return false;
         };
         let stands = |since: &Instant| since.elapsed() >= stand || files.len() > BATCH;
         let due: Vec<(Key, Record)> = files
             .iter()
             .filter(|(_, (_, since))| stands(since))
             .map(|(key, (record, _))| (*key, *record))
+            .take(BATCH)
             .collect();
         if due.is_empty() && texts.is_empty() && !store.has_forgotten() {
-            return;
+            return false;
         }
-        if store.write(&due, pairs, texts) {
+        let some: Vec<_> =
+            pairs.iter().map(|(pair, digest)| (*pair, *digest)).take(BATCH).collect();
+        if store.write(&due, &some, texts) {
             for (key, _) in &due {
                 files.remove(key);
             }
-            pairs.clear();
+            for (pair, _) in &some {
+                pairs.remove(pair);
+            }
             texts.clear();
-        } else if !store.is_broken() {
+            return due.len() == BATCH || !pairs.is_empty();
+        }
+        if !store.is_broken() {
             inner.give_up_store();
         }
+        false
     }
 
     /// From now on, hashes of files that none of the indexes with these ids has are dropped after a

@@ -126,6 +126,8 @@ pub(crate) struct Indexer {
     tickets: u64,
     next_rescan: Option<Instant>,
     next_flush: Instant,
+    /// The last one was not of all that was due.
+    flush_goes_on: bool,
     /// See [`IndexOptions::once`](crate::IndexOptions::once).
     once: bool,
     /// With `once`: when all that the first look found has stood for the settle time, unless it is
@@ -179,6 +181,7 @@ impl Indexer {
             tickets: 0,
             next_rescan: None,
             next_flush: Instant::now(),
+            flush_goes_on: false,
             once,
             settled: None,
             unwatched: false,
@@ -217,9 +220,9 @@ impl Indexer {
             self.log_hashing(now);
             self.report(now);
             if self.next_flush <= now {
-                self.pool.cache().flush(cache::STAND);
+                self.flush_goes_on = self.pool.cache().flush(cache::STAND);
                 self.tell_cache(now);
-                self.next_flush = now + FLUSH;
+                self.next_flush = now + if self.flush_goes_on { FLUSH / 50 } else { FLUSH };
             }
             match events.recv_timeout(self.wait(now)) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -277,7 +280,8 @@ impl Indexer {
         let publish = self.publisher.next(self.tally.hashing.versions, now);
         let publish = publish.filter(|_| !self.is_settling());
         let line = self.hashing_log.next();
-        let times = [deadline, publish, line, self.next_rescan, Some(self.anchors.next())];
+        let flush = self.flush_goes_on.then_some(self.next_flush);
+        let times = [deadline, publish, line, flush, self.next_rescan, Some(self.anchors.next())];
         let next = times.into_iter().flatten().min().unwrap_or(now);
         next.saturating_duration_since(now)
     }

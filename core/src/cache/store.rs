@@ -234,7 +234,7 @@ impl Store {
     pub(super) fn write(
         &mut self,
         files: &[(Key, Record)],
-        pairs: &HashMap<(Digest, Digest), Digest>,
+        pairs: &[((Digest, Digest), Digest)],
         texts: &HashMap<String, Vec<u8>>,
     ) -> bool {
         let forgotten = std::mem::take(&mut self.forgotten);
@@ -320,7 +320,7 @@ impl Tables {
     fn write(
         &mut self,
         files: &[(Key, Record)],
-        pairs: &HashMap<(Digest, Digest), Digest>,
+        pairs: &[((Digest, Digest), Digest)],
         texts: &HashMap<String, Vec<u8>>,
         forgotten: &Forgotten,
     ) -> Result<(), Failure> {
