@@ -16,6 +16,7 @@ use rustix::fs::MemfdFlags;
 use crate::cache::HashCache;
 use crate::kind::{self, Kind};
 use crate::name::ProductName;
+use crate::render::Documents;
 use crate::scan::FoundFile;
 use crate::snapshot::Lineage;
 use crate::tree::Stamp;
@@ -158,6 +159,8 @@ fn use_snapshot(bytes: Vec<u8>) {
         std::hint::black_box(document.identity.bytes.iter().chain(document.gzip.bytes).max());
     }
     std::hint::black_box((snapshot.listed(), snapshot.problems(), snapshot.counts()));
+    let streams = snapshot.names().filter_map(|name| name.strip_suffix(".json"));
+    Documents::new(&streams.map(str::to_owned).collect::<Vec<_>>()).inherit(&snapshot);
     let lineage = Lineage::from(&snapshot);
     let next = snapshot::encode(&[], &[], snapshot.counts(), &lineage, snapshot.published());
     let next = Snapshot::from_bytes(next).expect("of our own making");

@@ -16,7 +16,7 @@ use crate::clients::client::{Client, Kind, REMOTE, stdout_of};
 use crate::clients::site::{NEWEST, OLDER, Site, arch, demo_image};
 use crate::daemons::daemon::Daemon;
 use crate::daemons::start;
-use crate::harness::{Dir, until};
+use crate::harness::{DEADLINE, Dir, until, within};
 use container::{Container, Engine};
 
 /// Where `make image` puts what it makes.
@@ -198,11 +198,17 @@ fn serves_itself(kind: Kind) {
     let from = dir.tree().join(&place);
     let to = format!("images1/var/www/simplestreams/{product}/");
     daemon.ok(&["file", "push", "-r", "-p", from.to_str().expect("UTF-8"), &to]);
-    until("it lists its own image", || {
+    let listed = within(DEADLINE, || {
         fetch(&certificate, &format!("{url}/streams/v1/images.json"))?
             .contains(&serial)
             .then_some(())
     });
+    if listed.is_none() {
+        let look = "ls -lR /var/www/simplestreams; cat /var/log/nginx/error.log; ps ax; \
+                    curl -sk https://localhost:8443/streams/v1/images.json";
+        let inside = daemon.run(&["exec", "images1", "--", "sh", "-c", look]);
+        panic!("it does not list its own image: {}", String::from_utf8_lossy(&inside.stdout));
+    }
     let client = Client::new(kind, &url, &certificate);
     exports(&client, &image, &version);
 
