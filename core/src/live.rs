@@ -68,6 +68,15 @@ impl Live {
         &self.memory
     }
 
+    /// The same, to read from.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Memory::of`].
+    pub fn memory(&self) -> io::Result<Memory> {
+        Memory::of(Arc::clone(&self.memory))
+    }
+
     /// Tells readers, in the file at `path`.
     ///
     /// # Errors

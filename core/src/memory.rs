@@ -21,6 +21,16 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// All of `file`, which was such memory.
+    ///
+    /// # Errors
+    ///
+    /// When it does not tell its length.
+    pub(crate) fn of(file: Arc<File>) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self { file: Some(file), length })
+    }
+
     /// Its length, in bytes.
     pub(crate) fn length(&self) -> u64 {
         self.length

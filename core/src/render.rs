@@ -94,9 +94,27 @@ impl Documents {
     /// From now on `memory` is where everything is that was [placed](Self::place) there.
     pub fn keep(&mut self, memory: Memory, placed: &[Placed]) {
         for (document, placed) in self.documents.iter_mut().zip(placed) {
-            document.keep(placed);
+            document.keep(placed.identity.offset as u64);
         }
         self.last = Some(memory);
         self.fresh = Memory::default();
+    }
+
+    /// What was rendered is what `snapshot`, which lies in `memory`, has: one text is enough.
+    pub fn keep_that_of(&mut self, memory: Memory, snapshot: &Snapshot) {
+        let places = self.documents.iter().map(|of| snapshot.text_at(&of.file()));
+        let Some(places) = places.collect::<Option<Vec<u64>>>() else {
+            return;
+        };
+        for (document, at) in self.documents.iter_mut().zip(places) {
+            document.keep(at);
+        }
+        self.last = Some(memory);
+        self.fresh = Memory::default();
+    }
+
+    /// Whether there is text that no generation holds.
+    pub fn has_fresh_text(&self) -> bool {
+        self.fresh.length() > 0
     }
 }

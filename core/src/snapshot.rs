@@ -403,6 +403,12 @@ impl Snapshot {
         })
     }
 
+    /// Where a document's text begins in the whole.
+    pub(crate) fn text_at(&self, name: &str) -> Option<u64> {
+        let span = self.head.documents.get(name)?.identity.span;
+        Some((PREAMBLE + span.offset) as u64)
+    }
+
     /// The table of a document's chunks, for the next start.
     pub(crate) fn chunks(&self, name: &str) -> Option<&[u8]> {
         self.head.documents.get(name)?.chunks?.get(self.body())

@@ -424,6 +424,10 @@ impl Publisher {
             && self.lineage.serves(&tags)
             && problems == self.problems
         {
+            if let Some(live) = self.live.as_ref().filter(|_| self.documents.has_fresh_text()) {
+                let snapshot = Snapshot::of_memory(live)?;
+                self.documents.keep_that_of(live.memory().map_err(failed)?, &snapshot);
+            }
             return Ok(false);
         }
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -219,9 +219,8 @@ impl Document {
         Ok(Placed { tags: self.tags(), identity, gzip, chunks: Some(chunks) })
     }
 
-    /// The text is now where it was placed.
-    pub(super) fn keep(&mut self, placed: &Placed) {
-        let mut at = placed.identity.offset as u64;
+    /// The text is now kept, from `at` on.
+    pub(super) fn keep(&mut self, mut at: u64) {
         for chunk in &mut self.chunks {
             chunk.text = Text::Kept(at);
             at += chunk.length as u64;

@@ -315,3 +315,34 @@ fn what_an_earlier_process_compressed_is_used_if_it_comes_out_the_same() {
     let differ = |at: &usize| used[*at] != gzip_of(&made)[*at];
     assert_eq!((0..length).filter(differ).collect::<Vec<_>>(), [length - 30], "in the last");
 }
+
+/// After a restart without a change the text is that of the generation before, and is gone on with.
+#[test]
+fn what_a_restart_renders_again_is_not_kept_twice() {
+    let overrides = fields::Files::default();
+    let put = |site: &mut Site, numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let product = product(number);
+            let entry = Arc::new(entry(&product, "20240101", 67, number as u64));
+            site.catalog.set(&product, "20240101", Some(&entry));
+        }
+    };
+    let [mut before, mut after, mut full] = [(); 3].map(|()| Site::new());
+    put(&mut before, 0..80);
+    put(&mut after, 0..80);
+    put(&mut full, 0..90);
+    before.make(&overrides);
+    let mut memory = snapshot::begin().unwrap();
+    let placed = before.documents.place(&mut memory).unwrap();
+    let (counts, lineage) = (Counts::default(), snapshot::Lineage::default());
+    snapshot::finish(&mut memory, &placed, &[], counts, &lineage, 1).unwrap();
+    let live = Live::seal(memory).unwrap();
+    let snapshot = Snapshot::of_memory(&live).unwrap();
+    let changed = after.catalog.settle(&overrides);
+    after.documents.update(&after.catalog, &overrides, &changed).unwrap();
+    assert!(after.documents.has_fresh_text());
+    after.documents.keep_that_of(live.memory().unwrap(), &snapshot);
+    assert!(!after.documents.has_fresh_text());
+    put(&mut after, 80..90);
+    assert_eq!(after.make(&overrides), full.make(&overrides));
+}
