@@ -138,8 +138,11 @@ fn complete(index: &Index, settle: Duration, patience: Duration) -> Result<(Arc<
                     names => log::warn!("leaving out what is still being written: {names}"),
                 }
                 left_out = true;
-                index.publish_now();
-                index.wait_newer(0, PUBLISHING);
+                if !index.publish_now(PUBLISHING) {
+                    anyhow::bail!(
+                        "what is complete could not be published, the index stays as it is"
+                    );
+                }
                 break;
             }
         } else {

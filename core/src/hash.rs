@@ -308,7 +308,7 @@ fn read(
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
     // The name must still lead to this file, and the file must still be what it was. The file that was
     // opened had this stamp; whatever has it now is that file.
-    let unchanged = opened.leads_to(&found.name, &found.stamp);
+    let unchanged = opened.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
     if length == size && unchanged { Ok(lanes) } else { Err(Failure::Changed) }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -143,9 +143,13 @@ impl Index {
     }
 
     /// Has a generation published of what is known now, though versions are still being hashed or written
-    /// to. For an index that is opened [once](IndexOptions::once), which would wait for them.
-    pub fn publish_now(&self) {
-        self.indexer.tell(Event::PublishNow);
+    /// to, and waits for that, for `timeout` at most. For an index that is opened
+    /// [once](IndexOptions::once), which would wait for them. False if it took longer.
+    pub fn publish_now(&self, timeout: Duration) -> bool {
+        let (asker, published) = channel();
+        self.indexer.tell(Event::PublishNow(asker));
+        // It sends nothing, but lets go of its end.
+        published.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected)
     }
 
     /// Waits until the index is [idle](Progress::is_idle), for `timeout` at most; says whether it is.

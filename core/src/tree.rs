@@ -188,6 +188,15 @@ impl Tree {
             .is_some_and(|(path, root)| path.starts_with(root))
     }
 
+    /// The stamp of what `path` leads to, symbolic links followed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be looked at; `NotFound` if it is not there.
+    pub fn stamp(&self, path: &str) -> io::Result<Stamp> {
+        Ok(Stamp::of(&fs::metadata(self.absolute(path))?))
+    }
+
     /// Whether what was opened as `path` lies below the root.
     fn is_inside(&self, fd: &OwnedFd, path: &str) -> io::Result<bool> {
         // What was opened, not what is there by now; where the kernel tells.
@@ -242,21 +251,17 @@ impl Anchor<'_> {
         };
         Ok(Directory { tree: self.tree, path, fd })
     }
-
-    /// The stamp of what `path` leads to.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be looked at; `NotFound` if it is not there.
-    pub fn stamp(&self, path: &str) -> io::Result<Stamp> {
-        stamp_at(&self.fd, path, || self.tree.absolute(path))
-    }
 }
 
 /// How directories are opened.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory<'_> {
+    /// The tree that it is of.
+    pub fn tree(&self) -> &Tree {
+        self.tree
+    }
+
     /// Its entries' names, sorted, without those that begin with a dot; `.requirements` alone is
     /// seen. Each with whether it is a directory and no link to one, as far as the file system says
     /// so by itself.
@@ -292,13 +297,6 @@ impl Directory<'_> {
         open_at(self.fd.as_fd(), Path::new(name), stamp)
     }
 
-    /// Whether the path that `name` has leads to the file with `stamp`, as it was then. By the path, for
-    /// the directory may be another one by now.
-    pub fn leads_to(&self, name: &str, stamp: &Stamp) -> bool {
-        let found = fs::metadata(self.tree.absolute(&join(self.path, name)));
-        found.is_ok_and(|meta| Stamp::of(&meta) == *stamp)
-    }
-
     /// As [`Tree::entry`], of the entry called `name`.
     ///
     /// # Errors
@@ -314,20 +312,6 @@ impl Directory<'_> {
             // A link, or a system that has no such call: the way that goes everywhere.
             _ => self.tree.entry(&join(self.path, name)),
         }
-    }
-}
-
-/// The stamp of what `name` in the directory leads to; `absolute` is where that is.
-fn stamp_at(
-    directory: &OwnedFd,
-    name: &str,
-    absolute: impl FnOnce() -> PathBuf,
-) -> io::Result<Stamp> {
-    match rustix::fs::statx(directory, name, AtFlags::empty(), IDENTITY) {
-        Ok(found) => Ok(Stamp::of_statx(&found)),
-        // A system that has no such call.
-        Err(Errno::NOSYS | Errno::PERM) => Ok(Stamp::of(&fs::metadata(absolute())?)),
-        Err(err) => Err(err.into()),
     }
 }
 

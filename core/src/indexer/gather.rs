@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Indexer, SHARE, is_newest, paths_from};
 use crate::name::ProductName;
-use crate::tree::{Stamp, is_passing, join};
+use crate::tree::{is_passing, join};
 use crate::version::Version;
 use crate::{Problem, parallel};
 
@@ -53,23 +53,12 @@ impl Indexer {
     /// With `once`, directories above versions have no watch: a version whose files are not where they
     /// were any more is looked at again.
     fn doubt_what_changed(&mut self) {
-        let anchor = self.tree.anchor();
         let listed = self.versions.iter().filter(|(_, of)| of.entry().is_some());
         let listed: Vec<_> = listed.collect();
         let are_there = parallel::map(&listed, SHARE, |(path, version)| {
-            version.files().all(|(name, stamp)| {
-                let found = match &anchor {
-                    Ok(anchor) => anchor.stamp(&join(path, name)),
-                    // Without a descriptor it takes longer.
-                    Err(_) => {
-                        let found = std::fs::metadata(self.tree.absolute(&join(path, name)));
-                        found.map(|meta| Stamp::of(&meta))
-                    }
-                };
-                match found {
-                    Ok(found) => found == *stamp,
-                    Err(err) => is_passing(&err),
-                }
+            version.files().all(|(name, stamp)| match self.tree.stamp(&join(path, name)) {
+                Ok(found) => found == *stamp,
+                Err(err) => is_passing(&err),
             })
         });
         let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);

@@ -279,6 +279,11 @@ impl Publisher {
         self.lineage.generation()
     }
 
+    /// Whether nothing waits to be published, nor for the newest versions to be with it.
+    pub(super) fn is_up_to_date(&self) -> bool {
+        !self.dirty && self.held.is_none()
+    }
+
     /// Whether something waits to be published.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty

@@ -112,6 +112,12 @@ impl Live {
         assert!(self.index.wait_idle(Site::DEADLINE), "{:?}", self.index.progress());
     }
 
+    /// What is known now, published by request.
+    pub fn published_now(&self) -> Images {
+        assert!(self.index.publish_now(Site::DEADLINE), "{:?}", self.index.progress());
+        Images { snapshot: self.index.snapshot().unwrap() }
+    }
+
     /// Waits for a generation that is as wanted.
     pub fn wait(&self, what: &str, wanted: impl Fn(&Images) -> bool) -> Images {
         let deadline = Instant::now() + Site::DEADLINE;

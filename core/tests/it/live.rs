@@ -547,6 +547,26 @@ fn a_file_of_hashes_outlives_the_index() {
     assert_eq!(index.progress().bytes_hashed, "metadatasecond".len() as u64);
 }
 
+/// What an index that is opened once published before is not taken for what is known now.
+#[test]
+fn what_is_published_by_request_lists_nothing_that_changed() {
+    let site = Site::new();
+    let (kept, replaced) =
+        ("images/a/1/amd64/default/20240101", "images/b/1/amd64/default/20240101");
+    site.image(kept, "x");
+    site.image(replaced, "y");
+    let index = site.open_once();
+    index.wait("both", |images| images.versions() == 2);
+    index.wait_idle();
+    // Without optimization, as tests are built, that takes a while to be hashed.
+    let new = site.path("images/.new");
+    File::create(&new).unwrap().set_len(384 << 20).unwrap();
+    fs::rename(&new, site.path(replaced).join("rootfs.squashfs")).unwrap();
+    index.until("it is hashed", |index| index.progress().hashing > 0);
+    let images = index.published_now();
+    assert_eq!(images.products().keys().collect::<Vec<_>>(), ["a:1:amd64:default"]);
+}
+
 /// With `once` the first generation is the whole, and what is listed is kept an eye on all the same.
 #[test]
 fn an_index_that_is_opened_once_publishes_when_all_is_hashed() {

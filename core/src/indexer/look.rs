@@ -1,0 +1,262 @@
+//! Looks at the tree: at all of it, at a part, at single versions; and what comes of it.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Indexer, REQUIREMENTS, RETRY, SHARE, paths_from};
+use crate::kind::Kind;
+use crate::scan::{self, FoundVersion};
+use crate::tree::{self, is_below, join};
+use crate::version::{Look, Verdict};
+use crate::watch::{Added, Watcher};
+use crate::{fields, parallel};
+
+/// How often the log says that this process is short of something, while it is.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// How often the tree is looked at while there are no events.
+const UNWATCHED: Duration = Duration::from_secs(5);
+
+/// Versions that are looked at before any of them is judged: what was seen of them must not fill the
+/// memory, and hashing is to begin.
+const LOOKS: usize = 2048;
+
+impl Indexer {
+    /// Looks at one path, whatever it is by now.
+    pub(super) fn look_at(&mut self, path: &str) {
+        if let Some(version) = self.versions.get(path) {
+            let found = version.found.clone();
+            // A symbolic link may have taken its place, or that of a directory above it.
+            if self.tree.contains(path) {
+                return self.look_at_versions(vec![found], false);
+            }
+            let above = path.split('/').scan(String::new(), |at, component| {
+                *at = join(at, component);
+                Some(at.clone())
+            });
+            let outside = above.skip(1).find(|at| !self.tree.contains(at));
+            return self.walk(outside.as_deref().unwrap_or(path), false);
+        }
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if fields::format(name).is_some() {
+            return self.look_at_override(path);
+        }
+        match self.tree.entry(path) {
+            Ok(tree::Entry::Directory { link: None }) => self.walk(path, false),
+            Ok(tree::Entry::File { .. }) if !Kind::of(name).is_image() => {}
+            Err(_) if parent.is_empty() => self.walk(path, false),
+            Err(_) => {
+                // Gone; and the directory may be without the file that was wrong in it.
+                self.walk(path, false);
+                if Kind::of(name).is_image() {
+                    self.walk(parent, false);
+                }
+            }
+            Ok(_) => self.walk(if parent.is_empty() { path } else { parent }, false),
+        }
+    }
+
+    /// Walks the whole tree; with `retry`, what was broken is tried again.
+    pub(super) fn look_at_everything(&mut self, retry: bool) {
+        if self.watcher.as_ref().is_none_or(Watcher::has_ended) {
+            self.start_watcher();
+        }
+        if let Some(watcher) = self.watcher.as_mut().filter(|_| !self.once) {
+            watcher.add(&self.tree, "");
+        }
+        self.look_at_override(REQUIREMENTS);
+        for stream in self.settings.streams.clone() {
+            self.walk(&stream, retry);
+        }
+        // Without events the tree is looked at often, and events are tried for again.
+        let rescan = match self.settings.rescan {
+            Duration::ZERO if self.unwatched => UNWATCHED,
+            rescan if self.unwatched => rescan.min(UNWATCHED),
+            rescan => rescan,
+        };
+        self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
+        let refusal = self.watcher.as_mut().and_then(Watcher::take_refusal);
+        self.tally.looked(refusal.as_ref().map_or(0, |(_, directories)| *directories));
+        if let Some((err, directories)) = refusal {
+            log::error!(
+                "cannot watch {directories} directories of \"{}\" ({err}), they are seen by rescans \
+                 alone; raise fs.inotify.max_user_watches",
+                self.settings.root.display()
+            );
+        }
+    }
+
+    /// Walks the tree from `path` and settles what is there and what is gone.
+    pub(super) fn walk(&mut self, path: &str, retry: bool) {
+        if path.is_empty() {
+            return;
+        }
+        // Three of four directories are above versions.
+        let adder = self.watcher.as_ref().filter(|_| !self.once).map(Watcher::adder);
+        let added = Mutex::new(Vec::new());
+        let walk = scan::walk(&self.tree, path, &|directory| {
+            if let Some(adder) = &adder {
+                let watch = adder.add(&self.tree, directory);
+                added.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
+            }
+        });
+        self.note(added.into_inner().unwrap_or_else(PoisonError::into_inner));
+        if let Some(err) = walk.cut_short {
+            return self.failed(path, &err);
+        }
+        self.problems.retain(|(directory, problem)| {
+            !is_below(directory, path)
+                && !problem.path.to_str().is_some_and(|about| is_below(about, path))
+        });
+        self.problems.extend(walk.problems);
+        let found: BTreeSet<&str> = walk.versions.iter().map(|v| &*v.path).collect();
+        let gone: Vec<Arc<str>> = paths_from(&self.versions, path)
+            .take_while(|known| known.starts_with(path))
+            .filter(|known| is_below(known, path) && !found.contains(&***known))
+            .cloned()
+            .collect();
+        for version in &gone {
+            self.remove(version);
+        }
+        if !self.tree.absolute(path).is_dir() {
+            if let Some(watcher) = &mut self.watcher {
+                watcher.remove_below(path);
+            }
+            self.writers.forget_below(path);
+        }
+        for override_file in self.overrides.below(path) {
+            if !self.tree.absolute(&override_file).exists() {
+                self.forget_override(&override_file);
+            }
+        }
+        for (path, file) in walk.overrides {
+            self.take_override(&path, &file);
+        }
+        let mut versions = newest_first(walk.versions);
+        loop {
+            let some: Vec<FoundVersion> = versions.by_ref().take(LOOKS).collect();
+            if some.is_empty() {
+                break;
+            }
+            self.look_at_versions(some, retry);
+            // Or there would be tens of thousands at the end.
+            self.take_results();
+        }
+        self.publisher.touch();
+    }
+
+    fn look_at_versions(&mut self, versions: Vec<FoundVersion>, retry: bool) {
+        let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
+        let anchor = tree.anchor();
+        let looks = parallel::map(&versions, SHARE, |found| {
+            let now = (Instant::now(), SystemTime::now());
+            // Before the look, also when it was found before: it may have been closed to us then.
+            let watch = adder.as_ref().map(|adder| adder.add(&tree, Arc::clone(&found.path)));
+            let files = match &anchor {
+                Ok(anchor) => scan::files(anchor, &found.path),
+                Err(err) => Err((*err).into()),
+            };
+            (watch, (now, files))
+        });
+        let (watches, looks): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+        self.note(watches.into_iter().flatten());
+        for (found, (now, files)) in versions.into_iter().zip(looks) {
+            let path = Arc::clone(&found.path);
+            self.add(found);
+            let writers = std::mem::take(&mut self.writers);
+            let look = Look {
+                tree: &tree,
+                writers: &writers,
+                now,
+                settle: self.settings.settle,
+                retry,
+                vouched: self.publisher.vouched(&path),
+            };
+            let verdict =
+                self.update(&path, |version| version.look(files, look)).unwrap_or_default();
+            self.writers = writers;
+            self.carry_out(&path, verdict);
+        }
+    }
+
+    fn note(&mut self, added: impl IntoIterator<Item = Added>) {
+        if let Some(watcher) = &mut self.watcher {
+            watcher.note(added);
+        }
+    }
+
+    fn carry_out(&mut self, path: &str, verdict: Verdict) {
+        self.publisher.touch();
+        if verdict.gone {
+            return self.remove(path);
+        }
+        if let Some(err) = &verdict.failed {
+            return self.failed(path, err);
+        }
+        if verdict.unlisted {
+            self.publisher.hurry();
+        }
+        for known in self.overrides.below(path) {
+            let name = known.rsplit('/').next().unwrap_or(&known);
+            if !verdict.overrides.iter().any(|file| file.name == name) {
+                self.forget_override(&known);
+            }
+        }
+        for file in &verdict.overrides {
+            self.take_override(&join(path, &file.name), file);
+        }
+        if let Some(when) = verdict.again {
+            self.deadlines.insert((when, path.to_owned()));
+        }
+        if let Some(plan) = verdict.hash {
+            self.hash(path, plan);
+        }
+    }
+
+    /// This process could not look at `path` just now, which says nothing about what is there: all of
+    /// it stays as it is until the next look.
+    pub(super) fn failed(&mut self, path: &str, err: &io::Error) {
+        let now = Instant::now();
+        self.is_blind = true;
+        if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAIN) {
+            log::error!(
+                "cannot look at \"{}\" ({err}), trying again; what is listed stays",
+                self.tree.absolute(path).display()
+            );
+            self.complained = Some(now);
+        }
+        self.deadlines.insert((now + RETRY, path.to_owned()));
+    }
+
+    fn remove(&mut self, path: &str) {
+        // It was not found; perhaps because the disk that it is on was unmounted a moment ago, of
+        // which no event may have told yet.
+        self.check_anchors();
+        let stream = path.split('/').next().unwrap_or(path);
+        if self.anchors.is_frozen(stream) {
+            return;
+        }
+        if let Some(version) = self.take(path) {
+            if version.entry().is_some() {
+                self.publisher.hurry();
+            }
+            self.publisher.touch();
+        }
+        self.writers.forget_below(path);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.remove_below(path);
+        }
+    }
+}
+
+/// The newest version of every product before any older one: whether a version is the newest is judged
+/// by those that were looked at before, and hashing begins with the first.
+fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVersion> {
+    versions.sort_by(|a, b| b.name().cmp(a.name()));
+    let mut products = HashSet::new();
+    let (newest, older): (Vec<_>, Vec<_>) =
+        versions.into_iter().partition(|version| products.insert(version.product.clone()));
+    newest.into_iter().chain(older)
+}
