@@ -200,6 +200,31 @@ mod tests {
         }
     }
 
+    /// Where other programs want all processors, threads at idle priority may not come to anything.
+    #[test]
+    fn what_the_threads_have_no_time_for_is_hashed_all_the_same() {
+        static HELD_UP: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        fn hold_up() {
+            drop(HELD_UP.lock());
+        }
+        let (root, state_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let version = root.path().join("images/a/1/amd64/b/20240101");
+        fs::create_dir_all(&version).unwrap();
+        fs::write(version.join("lxd.tar.xz"), "metadata").unwrap();
+        fs::write(version.join("rootfs.squashfs"), vec![b'x'; 3 << 20]).unwrap();
+        let held_up = HELD_UP.lock();
+        let builder = Builder::spawn(BuilderOptions {
+            state_dir: state_dir.path().to_owned(),
+            indexes: vec![Settings { settle: Duration::ZERO, ..Settings::new(root.path()) }],
+            threads: NonZeroUsize::new(2).unwrap(),
+            prepare_thread: Some(hold_up),
+        });
+        let builder = builder.unwrap();
+        wait("hashing", || builder.progress()[0].files_hashed == 2);
+        drop(held_up);
+        drop(builder);
+    }
+
     /// The cache is told of the files of every index, and so finds out which are gone.
     #[test]
     fn indexes_tell_which_files_there_are() {

@@ -25,9 +25,8 @@ use crate::{Digest, Problem, sums, whole};
 pub(crate) use self::crew::Crew;
 use self::source::{CHUNK, Source};
 
-/// Files from this size on are worth the help of another thread, and the thought of what their
-/// reading does to the page cache, in bytes.
-const LARGE: u64 = 4 << 20;
+/// Files from this size on are worth the help of another thread, in bytes.
+pub(crate) const LARGE: u64 = 4 << 20;
 
 /// How hashing a version ended.
 #[derive(Debug)]
@@ -51,9 +50,9 @@ pub struct Context<'a> {
     pub stop: &'a AtomicBool,
     /// Counts the bytes read.
     pub bytes: &'a AtomicU64,
-    /// Told of each large file, which other threads may help with.
+    /// Told of each file of several chunks, which other threads may help with.
     pub begins: &'a dyn Fn(&Arc<Crew>),
-    /// Called between two chunks of a large file.
+    /// Called between two chunks of such a file.
     pub between: &'a dyn Fn(&Crew),
 }
 
@@ -278,10 +277,10 @@ fn read(
     let size = found.stamp.size;
     let file = Arc::new(open(opened, &path, found)?);
     // Before anything is read of it, for that would show.
-    let source = (size >= LARGE).then(|| Source::new(Arc::clone(&file), size));
+    let source = (size > CHUNK as u64).then(|| Source::new(Arc::clone(&file), size));
     let go_on = || !context.stop.load(Ordering::Relaxed);
     // One that fits is read once.
-    let whole = if size <= CHUNK as u64 {
+    let whole = if source.is_none() {
         if !read_small(&file, size, buffer).map_err(failed)? {
             return Err(Failure::Changed);
         }
@@ -297,13 +296,12 @@ fn read(
         return Err(Failure::Stopped);
     }
     let fed = match source {
-        Some(source) => feed_large(source, size, lanes, context),
-        None if size <= CHUNK as u64 => {
+        Some(source) => feed(source, size, lanes, context),
+        None => {
             sha256::update(&mut lanes, buffer);
             context.bytes.fetch_add(size, Ordering::Relaxed);
             Ok(Some((size, lanes)))
         }
-        None => feed(&file, size, lanes, context, buffer),
     };
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
     // The name must still lead to this file, and the file must still be what it was. The file that was
@@ -313,7 +311,7 @@ fn read(
 }
 
 /// Reads to the end, with whoever wants to help; `None` if told to stop.
-fn feed_large(
+fn feed(
     source: Source,
     size: u64,
     lanes: Vec<Lane>,
@@ -336,33 +334,6 @@ fn read_small(file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<bool> 
     buffer.clear();
     buffer.reserve(CHUNK);
     Ok(file.take(size).read_to_end(buffer)? as u64 == size)
-}
-
-/// Reads as far as the file of `size` bytes should go; `None` if told to stop.
-fn feed(
-    mut file: &File,
-    size: u64,
-    mut lanes: Vec<Lane>,
-    context: Context<'_>,
-    buffer: &mut Vec<u8>,
-) -> io::Result<Option<(u64, Vec<Lane>)>> {
-    buffer.resize(CHUNK, 0);
-    let mut length = 0;
-    while length < size {
-        if context.stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let read = match file.read(buffer) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
-            Err(err) => return Err(err),
-        };
-        sha256::update(&mut lanes, &buffer[..read]);
-        length += read as u64;
-        context.bytes.fetch_add(read as u64, Ordering::Relaxed);
-    }
-    Ok(Some((length, lanes)))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::Problem;
 use crate::cache::HashCache;
@@ -21,6 +22,13 @@ use desk::{Desk, Task};
 /// A job goes before the rest of a large file if it is this many times smaller. Hence jobs that
 /// interrupt each other are few: each is at most a quarter of the one below.
 const SMALLER: u64 = 4;
+
+/// How long the relief goes on with a file before it is seen again whether it is needed.
+const SHIFT: Duration = Duration::from_secs(1);
+
+/// Nice values: of the threads, and of the relief.
+const IDLE: i32 = 19;
+const RELIEF: i32 = 10;
 
 /// The order of jobs, the least first: the newest version of every product before any older one,
 /// so that a cold tree becomes useful early; among equals the newest first.
@@ -46,7 +54,12 @@ pub struct Job {
     pub done: Box<dyn FnOnce(Outcome) + Send>,
 }
 
-/// A fixed number of threads at idle priority. Dropping the pool stops and joins them.
+/// A fixed number of threads at idle priority, and one that relieves them. Dropping the pool stops and
+/// joins them.
+///
+/// Where other programs want every processor all the time, a thread at idle priority gets a thousandth
+/// of one, and an image that was uploaded there would take minutes to be listed. So one more thread, at
+/// a low but not at idle priority, works whenever the others have not come forward for a moment.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -65,15 +78,15 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads, each of which calls `prepare` first. They inherit the caller's
-    /// signal mask.
+    /// Starts `threads` threads, each of which calls `prepare` first, and the relief, which does not.
+    /// They inherit the caller's signal mask.
     ///
     /// # Errors
     ///
     /// When a thread cannot be had.
     pub fn spawn(threads: NonZeroUsize, prepare: Option<fn()>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            desk: Desk::default(),
+            desk: Desk::new(threads.get()),
             stop: AtomicBool::new(false),
             cache: HashCache::default(),
         });
@@ -83,6 +96,9 @@ impl Pool {
             let thread = thread::Builder::new().name(format!("ss-hash{number}"));
             pool.threads.push(thread.spawn(move || work(&shared, prepare))?);
         }
+        let shared = Arc::clone(&pool.shared);
+        let relief = thread::Builder::new().name("ss-relief".into());
+        pool.threads.push(relief.spawn(move || relieve(&shared))?);
         Ok(pool)
     }
 
@@ -114,30 +130,60 @@ impl Drop for Pool {
 }
 
 fn work(shared: &Shared, prepare: Option<fn()>) {
-    yield_to_others();
+    yield_to_others(IDLE);
     if let Some(prepare) = prepare {
         prepare();
     }
+    let stepped = || shared.desk.has_stepped();
     let mut buffer = Vec::new();
     while let Some(task) = shared.desk.next() {
         match task {
-            Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer),
+            Task::Hash(priority, job) => {
+                carry_out(shared, &priority, *job, &mut buffer, &stepped);
+            }
             Task::Help(crew) => {
+                let go_on = || {
+                    stepped();
+                    !shared.desk.has_jobs()
+                };
                 // A panic here is the owner's failure too, who reports it.
-                drop(catch_unwind(AssertUnwindSafe(|| crew.help(|| !shared.desk.has_jobs()))));
+                drop(catch_unwind(AssertUnwindSafe(|| crew.help(go_on))));
             }
         }
     }
 }
 
-fn carry_out(shared: &Shared, priority: &Priority, job: Job, buffer: &mut Vec<u8>) {
+fn relieve(shared: &Shared) {
+    yield_to_others(RELIEF);
+    let mut buffer = Vec::new();
+    while let Some(task) = shared.desk.relief() {
+        match task {
+            Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer, &|| {}),
+            Task::Help(crew) => {
+                let end = Instant::now() + SHIFT;
+                let go_on = || Instant::now() < end && !shared.stop.load(Ordering::Relaxed);
+                // As above.
+                drop(catch_unwind(AssertUnwindSafe(|| crew.relieve(go_on))));
+            }
+        }
+    }
+}
+
+fn carry_out(
+    shared: &Shared,
+    priority: &Priority,
+    job: Job,
+    buffer: &mut Vec<u8>,
+    stepped: &dyn Fn(),
+) {
     let between = |crew: &Crew| {
+        stepped();
         // What is small and should have come first does not wait for the rest of a large file,
         // unless it is about to be taken by another thread.
         while crew.is_alone()
             && let Some((priority, job)) = shared.desk.next_before(priority, crew.left() / SMALLER)
         {
-            carry_out(shared, &priority, job, &mut Vec::new());
+            carry_out(shared, &priority, job, &mut Vec::new(), stepped);
         }
     };
     let context = Context {
@@ -156,14 +202,15 @@ fn carry_out(shared: &Shared, priority: &Priority, job: Job, buffer: &mut Vec<u8
             "report the message in the log, with the file",
         ))
     });
+    stepped();
     (job.done)(outcome);
 }
 
-/// Lets everything else on the machine go first.
-fn yield_to_others() {
+/// Lets others on the machine go first.
+fn yield_to_others(nice: i32) {
     // On Linux both are properties of the calling thread. Neither can fail for lack of rights;
     // where a sandbox forbids them, hashing at normal priority is still correct.
-    if let Err(err) = rustix::process::setpriority_process(None, 19) {
+    if let Err(err) = rustix::process::setpriority_process(None, nice) {
         log::debug!("cannot lower the priority of a hashing thread ({err})");
     }
 }

@@ -4,6 +4,9 @@
 //! may help, and leave when they have. All of them take steps: to read the next chunk, or to feed
 //! one to lanes. A thread alone takes all lanes through each chunk at once, which costs the least;
 //! with helpers each takes its part of the lanes, and reads ahead when it has fed them.
+//!
+//! A thread that the machine has more time for may relieve them all for a while: they end the steps
+//! that they are at, and it goes on alone.
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +42,8 @@ struct State {
     buffers: usize,
     lanes: Vec<Place>,
     helpers: usize,
+    /// One thread does all of it just now.
+    relieved: bool,
     failure: Option<io::Error>,
     /// The owner is gone.
     over: bool,
@@ -50,6 +55,14 @@ struct Place {
     lane: Option<Lane>,
     /// Chunks it was fed.
     fed: u64,
+}
+
+/// For whom a thread takes steps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Owner,
+    Helper,
+    Relief,
 }
 
 /// What one thread does without the lock.
@@ -73,10 +86,16 @@ impl Crew {
             buffers: 0,
             lanes,
             helpers: 0,
+            relieved: false,
             failure: None,
             over: false,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.state().size
     }
 
     /// Bytes that have not been read yet.
@@ -95,16 +114,37 @@ impl Crew {
         let mut state = self.state();
         // One reads, the others feed.
         let useful = state.lanes.len();
-        let joins = !state.over && !state.is_done() && state.helpers < useful;
+        let joins = !state.over && !state.relieved && !state.is_done() && state.helpers < useful;
         state.helpers += usize::from(joins);
         joins
+    }
+
+    /// Makes the calling thread the only one that takes steps, if it is not done yet.
+    pub(crate) fn take_over(&self) -> bool {
+        let mut state = self.state();
+        let takes_over = !state.over && !state.relieved && !state.is_done();
+        state.relieved |= takes_over;
+        takes_over
+    }
+
+    /// Works alone, after [`take_over`](Self::take_over), until the file is done or `go_on` says no.
+    pub(crate) fn relieve(&self, go_on: impl Fn() -> bool) {
+        let _hand_back = OnDrop(|| {
+            self.state().relieved = false;
+            self.changed.notify_all();
+        });
+        while go_on()
+            && let Some(step) = self.next(Role::Relief)
+        {
+            self.carry_out(step);
+        }
     }
 
     /// Helps, after [`join`](Self::join), until the file is done or `go_on` says no.
     pub(crate) fn help(&self, go_on: impl Fn() -> bool) {
         let _leave = OnDrop(|| self.state().helpers -= 1);
         while go_on()
-            && let Some(step) = self.next()
+            && let Some(step) = self.next(Role::Helper)
         {
             self.carry_out(step);
         }
@@ -132,7 +172,7 @@ impl Crew {
             counted = length;
         };
         while go_on(self) {
-            let step = self.next();
+            let step = self.next(Role::Owner);
             tell();
             if let Some(step) = step {
                 self.carry_out(step);
@@ -150,13 +190,17 @@ impl Crew {
     }
 
     /// The next step, waiting for one; `None` when there will be none.
-    fn next(&self) -> Option<Step> {
+    fn next(&self, role: Role) -> Option<Step> {
         let mut state = self.state();
         loop {
             if state.over || state.failure.is_some() || state.is_done() {
                 return None;
             }
-            if let Some(step) = state.step() {
+            let stands_back = state.relieved && role != Role::Relief;
+            if stands_back && role == Role::Helper {
+                return None;
+            }
+            if !stands_back && let Some(step) = state.step() {
                 return Some(step);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -203,9 +247,14 @@ impl State {
         self.first + self.chunks.len() as u64
     }
 
+    /// Helpers that take steps.
+    fn company(&self) -> usize {
+        if self.relieved { 0 } else { self.helpers }
+    }
+
     fn step(&mut self) -> Option<Step> {
         // Threads that fed the last chunk at the same time would wait together for the next.
-        if self.helpers > 0 && self.chunks.len() < CHUNKS / 2 {
+        if self.company() > 0 && self.chunks.len() < CHUNKS / 2 {
             self.read().or_else(|| self.feed())
         } else {
             self.feed().or_else(|| self.read())
@@ -218,7 +267,7 @@ impl State {
         let idle = |place: &&Place| place.lane.is_some() && place.fed < end;
         let number = self.lanes.iter().filter(idle).map(|place| place.fed).min()?;
         let chunk = Arc::clone(self.chunks.get((number - self.first) as usize)?);
-        let at_once = self.lanes.len().div_ceil(self.helpers + 1);
+        let at_once = self.lanes.len().div_ceil(self.company() + 1);
         let (mut places, mut lanes) = (Vec::new(), Vec::new());
         for (index, place) in self.lanes.iter_mut().enumerate() {
             if place.fed == number

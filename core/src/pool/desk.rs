@@ -2,19 +2,30 @@
 //! may help with.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::{Job, Priority};
-use crate::hash::Crew;
+use crate::hash::{Crew, LARGE};
 
 /// Waiting jobs that are looked at to find one that is small enough: the first of them should.
 const LOOKED_AT: usize = 64;
 
+/// How long nothing may come forward before the relief is sent for: a step takes a few milliseconds, or
+/// some tens with a slow disk.
+const STANDSTILL: Duration = Duration::from_millis(250);
+
 /// See the module.
-#[derive(Default)]
 pub(super) struct Desk {
     waiting: Mutex<Waiting>,
     ready: Condvar,
+    /// For the relief: there is something to do.
+    busy: Condvar,
+    /// Threads that come here for [`next`](Self::next).
+    threads: usize,
+    /// Steps that they have taken.
+    steps: AtomicU64,
 }
 
 #[derive(Default)]
@@ -26,17 +37,30 @@ struct Waiting {
     crews: Vec<Weak<Crew>>,
     /// Threads that wait here.
     idle: usize,
+    /// The relief's last task was a job.
+    had_job: bool,
     closed: bool,
 }
 
 /// What a thread is to do.
 pub(super) enum Task {
     Hash(Priority, Box<Job>),
-    /// The thread has joined it.
+    /// The thread has joined it, or taken it over.
     Help(Arc<Crew>),
 }
 
 impl Desk {
+    /// For so many threads, and the relief.
+    pub(super) fn new(threads: usize) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            ready: Condvar::new(),
+            busy: Condvar::new(),
+            threads,
+            steps: AtomicU64::new(0),
+        }
+    }
+
     pub(super) fn submit(&self, priority: Priority, job: Job) {
         let mut waiting = self.waiting();
         waiting.sequence += 1;
@@ -44,12 +68,23 @@ impl Desk {
         waiting.jobs.insert((priority, sequence), job);
         drop(waiting);
         self.ready.notify_one();
+        self.busy.notify_one();
     }
 
-    /// Threads that have no job help with the file, as long as it is being hashed.
+    /// Threads that have no job help with the file, as long as it is being hashed, if it is large.
     pub(super) fn ask_for_help(&self, crew: &Arc<Crew>) {
-        self.waiting().crews.push(Arc::downgrade(crew));
-        self.ready.notify_all();
+        let mut waiting = self.waiting();
+        waiting.crews.retain(|crew| crew.strong_count() > 0);
+        waiting.crews.push(Arc::downgrade(crew));
+        drop(waiting);
+        if crew.size() >= LARGE {
+            self.ready.notify_all();
+        }
+    }
+
+    /// A thread has come a step forward.
+    pub(super) fn has_stepped(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a helper is wanted here.
@@ -68,13 +103,40 @@ impl Desk {
             if let Some(((priority, _), job)) = waiting.jobs.pop_first() {
                 return Some(Task::Hash(priority, Box::new(job)));
             }
-            waiting.crews.retain(|crew| crew.strong_count() > 0);
-            if let Some(crew) = waiting.crews.iter().filter_map(Weak::upgrade).find(|c| c.join()) {
+            let joins = |crew: &Arc<Crew>| crew.size() >= LARGE && crew.join();
+            if let Some(crew) = waiting.crews.iter().filter_map(Weak::upgrade).find(joins) {
                 return Some(Task::Help(crew));
             }
             waiting.idle += 1;
             waiting = self.ready.wait(waiting).unwrap_or_else(PoisonError::into_inner);
             waiting.idle -= 1;
+        }
+    }
+
+    /// The relief's next task: waits until the threads have something to do and do not come forward with
+    /// it; `None` when it is time to stop.
+    pub(super) fn relief(&self) -> Option<Task> {
+        let mut waiting = self.waiting();
+        loop {
+            if waiting.closed {
+                return None;
+            }
+            if waiting.jobs.is_empty() && waiting.idle == self.threads {
+                waiting = self.busy.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let before = self.steps.load(Ordering::Relaxed);
+            let closed = |waiting: &mut Waiting| !waiting.closed;
+            let (after, _) = self
+                .busy
+                .wait_timeout_while(waiting, STANDSTILL, closed)
+                .unwrap_or_else(PoisonError::into_inner);
+            waiting = after;
+            if self.steps.load(Ordering::Relaxed) == before
+                && let Some(task) = waiting.for_relief()
+            {
+                return Some(task);
+            }
         }
     }
 
@@ -94,10 +156,24 @@ impl Desk {
     pub(super) fn close(&self) {
         self.waiting().closed = true;
         self.ready.notify_all();
+        self.busy.notify_all();
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Each change is one insertion or removal: a panic leaves nothing half done.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// What nobody comes forward with: in turn a file that is being hashed, and the first job.
+    fn for_relief(&mut self) -> Option<Task> {
+        let crew = || self.crews.iter().filter_map(Weak::upgrade).find(|crew| crew.take_over());
+        let crew = if self.had_job || self.jobs.is_empty() { crew() } else { None };
+        self.had_job = crew.is_none();
+        if let Some(crew) = crew {
+            return Some(Task::Help(crew));
+        }
+        self.jobs.pop_first().map(|((priority, _), job)| Task::Hash(priority, Box::new(job)))
     }
 }

@@ -85,7 +85,7 @@ fn a_helper_that_is_killed_at_any_step_is_replaced() {
         ("scan, further on", None, "getdents64:signal=KILL:when=3"),
         ("watch", None, "inotify_add_watch:signal=KILL:when=1"),
         ("begin to hash", Some(PathBuf::new()), "statx:signal=KILL:when=1"),
-        ("hash on", Some(PathBuf::new()), "read:signal=KILL:when=2"),
+        ("hash on", Some(PathBuf::new()), "pread64:signal=KILL:when=2"),
         ("take memory", None, "memfd_create:signal=KILL:when=1"),
         ("seal it", None, "fcntl:signal=KILL:when=1"),
         ("write where it is", Some(state_file(&dir, "live.new")), "write:signal=KILL:when=1"),

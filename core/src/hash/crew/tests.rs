@@ -94,6 +94,42 @@ fn a_helper_leaves_when_it_is_wanted_elsewhere() {
     assert!(!crew.join(), "there is nothing left to do");
 }
 
+/// Whoever relieves the others does all that is left, from where they are, while they wait or leave.
+#[test]
+fn the_relief_goes_on_alone() {
+    let content = content(9 * CHUNK + 4321);
+    let crew = crew(&content, content.len() as u64, &[b"", b"metadata"]);
+    assert!(crew.join());
+    // The helper holds a lane, and one lane is ahead of the other.
+    for _ in 0..2 {
+        match crew.next(Role::Helper) {
+            Some(step @ Step::Read(..)) => crew.carry_out(step),
+            _ => panic!("the first steps are to read"),
+        }
+    }
+    let Some(step @ Step::Feed(..)) = crew.next(Role::Helper) else {
+        panic!("there is something to feed");
+    };
+    assert!(crew.take_over() && !crew.take_over() && !crew.join(), "there is one relief");
+    assert!(crew.next(Role::Helper).is_none(), "helpers leave");
+    let steps = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let owner = scope.spawn(|| crew.work(&|_| true, &|_| {}).unwrap().unwrap());
+        let relief = scope.spawn(|| crew.relieve(|| steps.fetch_add(1, Ordering::Relaxed) < 9));
+        // It takes over when the steps have ended that were begun.
+        crew.carry_out(step);
+        relief.join().unwrap();
+        assert!(!crew.state().relieved, "handed back");
+        let (length, lanes) = owner.join().unwrap();
+        assert_eq!(length, content.len() as u64);
+        let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
+        let behind = Digest::of(&[b"metadata", &content[..]].concat());
+        assert_eq!(digests, [Digest::of(&content), behind]);
+    });
+    assert_eq!(steps.into_inner(), 10, "it went on until told not to");
+    assert!(!crew.take_over(), "there is nothing left to do");
+}
+
 /// Appended to while it is read, it is read no further than shows that it grew.
 #[test]
 fn a_file_that_grew_has_another_length() {
@@ -122,16 +158,16 @@ fn a_failure_while_a_helper_feeds_is_the_owners_alone() {
     assert!(crew.join());
     // One that is fed, and one ahead.
     for _ in 0..2 {
-        match crew.next() {
+        match crew.next(Role::Owner) {
             Some(step @ Step::Read(..)) => crew.carry_out(step),
             _ => panic!("the first steps are to read"),
         }
     }
-    let Some(Step::Feed(places, lanes, chunk)) = crew.next() else {
+    let Some(Step::Feed(places, lanes, chunk)) = crew.next(Role::Owner) else {
         panic!("there is something to feed");
     };
     crew.state().failure = Some(io::Error::other("failed"));
     assert!(crew.work(&|_| true, &|_| {}).is_err());
     crew.carry_out(Step::Feed(places, lanes, chunk));
-    assert!(crew.next().is_none());
+    assert!(crew.next(Role::Owner).is_none());
 }
