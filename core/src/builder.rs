@@ -212,17 +212,17 @@ mod tests {
         fs::create_dir_all(&version).unwrap();
         fs::write(version.join("lxd.tar.xz"), "metadata").unwrap();
         fs::write(version.join("rootfs.squashfs"), vec![b'x'; 3 << 20]).unwrap();
-        let held_up = HELD_UP.lock();
-        let builder = Builder::spawn(BuilderOptions {
+        let builder;
+        // Let go before the builder waits for its threads.
+        let _held_up = HELD_UP.lock();
+        builder = Builder::spawn(BuilderOptions {
             state_dir: state_dir.path().to_owned(),
             indexes: vec![Settings { settle: Duration::ZERO, ..Settings::new(root.path()) }],
             threads: NonZeroUsize::new(2).unwrap(),
             prepare_thread: Some(hold_up),
-        });
-        let builder = builder.unwrap();
+        })
+        .unwrap();
         wait("hashing", || builder.progress()[0].files_hashed == 2);
-        drop(held_up);
-        drop(builder);
     }
 
     /// The cache is told of the files of every index, and so finds out which are gone.

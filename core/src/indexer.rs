@@ -5,6 +5,7 @@
 //! tree but that one should look again, and where.
 
 mod anchors;
+mod deadlines;
 mod events;
 mod gather;
 mod hashing;
@@ -36,6 +37,7 @@ use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, cache, fields};
 
 use anchors::Anchors;
+use deadlines::Deadlines;
 use hashing::Results;
 use hashing_log::HashingLog;
 use publish::Publisher;
@@ -100,7 +102,7 @@ pub(crate) struct Indexer {
     problems: Vec<(String, Problem)>,
     /// Paths at which something happened.
     dirty: BTreeSet<String>,
-    deadlines: BTreeSet<(Instant, String)>,
+    deadlines: Deadlines,
     tally: Tally,
     /// Versions whose hashing failed in the first look, for a reason that passes.
     interrupted: Vec<(Arc<str>, Arc<Plan>)>,
@@ -162,7 +164,7 @@ impl Indexer {
             overrides: fields::Files::default(),
             problems: Vec::new(),
             dirty: BTreeSet::new(),
-            deadlines: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             tally: Tally::default(),
             interrupted: Vec::new(),
             changed: Vec::new(),
@@ -264,13 +266,13 @@ impl Indexer {
     /// index that is opened for one generation waits for that, so that files that were finished a
     /// moment ago are in it.
     fn is_settling(&self) -> bool {
-        let next = self.deadlines.first().map(|(when, _)| *when);
+        let next = self.deadlines.next();
         next.zip(self.settled).is_some_and(|(next, settled)| next <= settled)
     }
 
     /// How long there is nothing to do.
     fn wait(&self, now: Instant) -> Duration {
-        let deadline = self.deadlines.first().map(|(when, _)| *when);
+        let deadline = self.deadlines.next();
         let publish = self.publisher.next(self.tally.hashing.versions, now);
         let publish = publish.filter(|_| !self.is_settling());
         let line = self.hashing_log.next();
@@ -315,8 +317,8 @@ impl Indexer {
             self.dirty.clear();
             self.look_at_everything(true);
         }
-        while self.deadlines.first().is_some_and(|(when, _)| *when <= now) {
-            self.dirty.extend(self.deadlines.pop_first().map(|(_, path)| path));
+        while let Some(path) = self.deadlines.take(now) {
+            self.dirty.insert(path);
         }
         for path in std::mem::take(&mut self.dirty) {
             self.look_at(&path);

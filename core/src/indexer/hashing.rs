@@ -126,7 +126,7 @@ impl Indexer {
                 if self.publisher.vouched(path).is_some() {
                     self.interrupted.extend(self.key(path).map(|path| (path, plan)));
                 }
-                self.deadlines.insert((Instant::now() + RETRY, path.to_owned()));
+                self.deadlines.add(Instant::now() + RETRY, path);
             }
             Outcome::Stopped => {}
         }

@@ -208,7 +208,7 @@ impl Indexer {
             self.take_override(&join(path, &file.name), file);
         }
         if let Some(when) = verdict.again {
-            self.deadlines.insert((when, path.to_owned()));
+            self.deadlines.add(when, path);
         }
         if let Some(plan) = verdict.hash {
             self.hash(path, plan);
@@ -227,7 +227,7 @@ impl Indexer {
             );
             self.complained = Some(now);
         }
-        self.deadlines.insert((now + RETRY, path.to_owned()));
+        self.deadlines.add(now + RETRY, path);
     }
 
     fn remove(&mut self, path: &str) {

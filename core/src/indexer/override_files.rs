@@ -41,7 +41,7 @@ impl Indexer {
         }
         let now = (Instant::now(), SystemTime::now());
         if let Quiet::At(when) = self.writers.quiet(path, file, now.0, now, self.settings.settle) {
-            self.deadlines.insert((when, path.to_owned()));
+            self.deadlines.add(when, path);
             return;
         }
         match hash::small_file(&self.tree, path, &file.stamp, overrides::MAX_BYTES) {
@@ -59,7 +59,7 @@ impl Indexer {
                 self.publisher.touch();
             }
             // Changed meanwhile: look again, whether or not an event says so.
-            _ => drop(self.deadlines.insert((now.0 + RETRY, path.to_owned()))),
+            _ => self.deadlines.add(now.0 + RETRY, path),
         }
     }
 }
