@@ -252,7 +252,7 @@ mod tests {
             builder
         };
         let builder = spawn();
-        builder.pool.cache().flush(Duration::ZERO);
+        builder.pool.cache().flush_young();
         drop(builder);
         assert_eq!(
             (entries(state_dir, "files1"), entries(state_dir, "texts1")),

@@ -9,7 +9,8 @@
 //!
 //! A hash taken within the granularity of the file system's clock after the last change says little:
 //! another change may follow with the same times. It is kept in memory, where the watcher's next
-//! event voids it, and goes to disk when it has stood for a while.
+//! event voids it, and goes to disk when it has stood for a while. That of a file which had not changed
+//! for as long when it was hashed goes there at once.
 
 mod census;
 mod store;
@@ -24,14 +25,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Digest;
 use crate::scan::FoundFile;
-use crate::tree::Stamp;
+use crate::tree::{Stamp, since_epoch};
 
 use census::{Census, Present};
 use store::{Ahead, Forgotten, Store};
 
-/// How long a hash must have stood before it goes to disk: longer than the clocks of file systems
-/// are coarse.
-pub const STAND: Duration = Duration::from_secs(3);
+/// How long a file must have been as it was hashed before the hash goes to disk: longer than the clocks
+/// of file systems are coarse.
+const STAND: Duration = Duration::from_secs(3);
 
 /// How often it is tried to have the file that could not be had, or was given up: its disk may have been
 /// full for a moment, an old process may have had it.
@@ -70,6 +71,7 @@ struct Record {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// With the time from which on they may go to disk.
     files: HashMap<Key, (Record, Instant)>,
     pairs: HashMap<(Digest, Digest), Digest>,
     texts: HashMap<String, Vec<u8>>,
@@ -136,7 +138,7 @@ impl HashCache {
             // Renamed, or another link to it: known under this name from now on.
             let record = Record { changed: stamp.changed, path, ..record };
             inner.forget_ahead(&key);
-            inner.files.insert(key, (record, Instant::now()));
+            inner.files.insert(key, (record, stands_from(stamp)));
         }
         Some(record.digest)
     }
@@ -156,7 +158,7 @@ impl HashCache {
             let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
             let key = Key::of(stamp);
             inner.forget_ahead(&key);
-            inner.files.insert(key, (record, Instant::now()));
+            inner.files.insert(key, (record, stands_from(stamp)));
         }
     }
 
@@ -210,9 +212,20 @@ impl HashCache {
         self.inner().texts.insert(path, text);
     }
 
-    /// Writes some of what has stood for `stand`; says whether there is more. Without a file to write to,
-    /// does nothing. Nobody learns a hash meanwhile, so it is not all at once.
-    pub fn flush(&self, stand: Duration) -> bool {
+    /// Writes some of what has stood for long enough; says whether there is more. Without a file to write
+    /// to, does nothing. Nobody learns a hash meanwhile, so it is not all at once.
+    pub fn flush(&self) -> bool {
+        let now = Instant::now();
+        self.write(|at| at <= now)
+    }
+
+    /// Writes all there is, however young.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn flush_young(&self) {
+        while self.write(|_| true) {}
+    }
+
+    fn write(&self, is_due: impl Fn(Instant) -> bool) -> bool {
         let mut inner = self.inner();
         if let Some(broken) = inner.store.take_if(|store| store.is_broken()) {
             // What is written there would not be found again.
@@ -222,10 +235,10 @@ impl HashCache {
         let Inner { files, pairs, texts, store: Some(store), .. } = &mut *inner else {
             return false;
         };
-        let stands = |since: &Instant| since.elapsed() >= stand || files.len() > BATCH;
+        let crowded = files.len() > BATCH;
         let due: Vec<(Key, Record)> = files
             .iter()
-            .filter(|(_, (_, since))| stands(since))
+            .filter(|(_, (_, at))| crowded || is_due(*at))
             .map(|(key, (record, _))| (*key, *record))
             .take(BATCH)
             .collect();
@@ -328,6 +341,14 @@ impl Inner {
             }
         }
     }
+}
+
+/// From when on the hash of a file with this stamp, hashed just now, may go to disk.
+fn stands_from(stamp: &Stamp) -> Instant {
+    // A clock that was set back puts the change into the future.
+    let age = since_epoch(SystemTime::now()).saturating_sub(stamp.changed);
+    let age = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
+    Instant::now() + STAND.saturating_sub(age)
 }
 
 impl Key {

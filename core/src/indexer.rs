@@ -34,7 +34,7 @@ use crate::quiet::Writers;
 use crate::tree::Tree;
 use crate::version::Version;
 use crate::watch::{RawEvent, Watcher};
-use crate::{Problem, Settings, cache, fields};
+use crate::{Problem, Settings, fields};
 
 use anchors::Anchors;
 use deadlines::Deadlines;
@@ -51,6 +51,9 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// How often the hash cache is written. A kill costs what was hashed since.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How long hashes are written at the end, at most: whoever stops us waits.
+const LAST_FLUSH: Duration = Duration::from_millis(600);
 
 /// The one name with a dot that is looked at.
 const REQUIREMENTS: &str = ".requirements";
@@ -190,6 +193,13 @@ impl Indexer {
 
     /// Works until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        self.work(events);
+        // Or they would be found out again by the next process.
+        let end = Instant::now() + LAST_FLUSH;
+        while self.pool.cache().flush() && Instant::now() < end {}
+    }
+
+    fn work(&mut self, events: &Receiver<Event>) {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
         self.pool.cache().begin_first_look();
@@ -216,7 +226,7 @@ impl Indexer {
             self.log_hashing(now);
             self.report(now);
             if self.next_flush <= now {
-                self.flush_goes_on = self.pool.cache().flush(cache::STAND);
+                self.flush_goes_on = self.pool.cache().flush();
                 self.tell_cache(now);
                 self.next_flush = now + if self.flush_goes_on { FLUSH / 50 } else { FLUSH };
             }

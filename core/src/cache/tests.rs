@@ -8,6 +8,11 @@ fn file(stamp: &Stamp) -> FoundFile {
 
 const STAMP: Stamp = Stamp { device: 1, inode: 2, size: 3, modified: 4, changed: 5, born: Some(6) };
 
+/// That of a file which changed a moment ago.
+fn young(inode: u64) -> Stamp {
+    Stamp { inode, changed: since_epoch(SystemTime::now()), ..STAMP }
+}
+
 #[test]
 fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
     let cache = HashCache::default();
@@ -44,7 +49,7 @@ fn filled(path: &Path) {
         cache.put_file("a", &file(&stamp), Digest::of(&number.to_le_bytes()));
     }
     cache.put_pair(Digest::of(b"m"), (Digest::of(b"r"), &file(&STAMP)), Digest::of(b"mr"));
-    cache.flush(Duration::ZERO);
+    cache.flush();
 }
 
 /// Right answers among `0..500`; a wrong one fails the test.
@@ -72,7 +77,7 @@ fn what_was_written_is_found_again() {
     assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
     cache.forget(&Stamp { inode: 7, ..STAMP });
     cache.put_text("/a".into(), b"text".to_vec());
-    cache.flush(Duration::ZERO);
+    cache.flush();
     drop(cache);
     assert_eq!(found(&path), 499, "forgotten on disk too");
     let cache = HashCache::default();
@@ -93,12 +98,12 @@ fn what_is_gone_for_long_is_dropped() {
     cache.put_pair(digest(1), (digest(400), &file(&STAMP)), Digest::of(b"1400"));
     cache.put_text("/a".into(), b"a".to_vec());
     cache.put_text("/b".into(), b"b".to_vec());
-    cache.flush(Duration::ZERO);
+    cache.flush();
     // Hashed a moment ago, and not on disk yet.
-    cache.put_file("x", &file(&Stamp { inode: 1000, ..STAMP }), Digest::of(b"x"));
+    cache.put_file("x", &file(&young(1000)), Digest::of(b"x"));
     cache.put_pair(Digest::of(b"x"), (digest(3), &file(&STAMP)), Digest::of(b"x3"));
     cache.put_text("/a".into(), b"a".to_vec());
-    cache.flush(STAND);
+    cache.flush();
     let start = (Instant::now(), SystemTime::now());
     cache.shared_by(BTreeSet::from(["one".to_owned(), "two".to_owned()]), start.0);
     let mut passed = Duration::ZERO;
@@ -169,7 +174,7 @@ fn what_is_read_ahead_does_not_outlive_what_it_is_about() {
     assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
     cache.forget(&of(7));
     cache.put_file("b", &file(&Stamp { changed: 9, ..of(8) }), Digest::of(b"new"));
-    cache.flush(Duration::ZERO);
+    cache.flush();
     assert_eq!(cache.file("a", &of(7)), None);
     assert_eq!(cache.file("b", &Stamp { changed: 9, ..of(8) }), Some(Digest::of(b"new")));
     assert_eq!(cache.file("b", &Stamp { changed: 7, ..renamed }), None, "written to since");
@@ -189,10 +194,10 @@ fn a_file_that_could_not_be_had_is_tried_again() {
     assert!(cache.inner().store.is_none(), "the other has it");
     let written = Stamp { inode: 77, ..STAMP };
     before.put_file("b", &file(&written), Digest::of(b"old"));
-    before.flush(Duration::ZERO);
+    before.flush();
     cache.forget(&written);
     cache.put_file("a", &file(&STAMP), Digest::of(b"x"));
-    cache.flush(Duration::ZERO);
+    cache.flush();
     let later = Instant::now() + RETRY;
     cache.inner().try_again(later);
     assert!(cache.inner().store.is_none(), "the other has it still");
@@ -201,7 +206,7 @@ fn a_file_that_could_not_be_had_is_tried_again() {
     assert!(cache.inner().store.is_none(), "tried a moment ago");
     cache.inner().try_again(later + RETRY);
     assert_eq!(cache.file("b", &written), None, "it was forgotten meanwhile");
-    cache.flush(Duration::ZERO);
+    cache.flush();
     drop(cache);
     let cache = HashCache::default();
     cache.persist(&path);
@@ -215,12 +220,17 @@ fn what_is_young_stays_in_memory() {
     let path = dir.path().join("hashes");
     let cache = HashCache::default();
     cache.persist(&path);
-    cache.put_file("a", &file(&STAMP), Digest::of(b"x"));
-    cache.flush(STAND);
+    let (young, ahead) = (young(1), Stamp { changed: i64::MAX, ..young(2) });
+    for stamp in [&young, &ahead, &STAMP] {
+        cache.put_file("a", &file(stamp), Digest::of(b"x"));
+    }
+    cache.flush();
     drop(cache);
     let cache = HashCache::default();
     cache.persist(&path);
-    assert_eq!(cache.file("a", &STAMP), None);
+    assert_eq!(cache.file("a", &young), None);
+    assert_eq!(cache.file("a", &ahead), None, "by a clock that was set back");
+    assert_eq!(cache.file("a", &STAMP), Some(Digest::of(b"x")), "it was old when it was hashed");
 }
 
 /// Has all files counted as present.
