@@ -50,6 +50,8 @@ pub struct Context<'a> {
     pub stop: &'a AtomicBool,
     /// Counts the bytes read.
     pub bytes: &'a AtomicU64,
+    /// Whether whoever asks sees to it that the files are where they were when all is hashed.
+    pub seen_to: bool,
     /// Told of each file of several chunks, which other threads may help with.
     pub begins: &'a dyn Fn(&Arc<Crew>),
     /// Called between two chunks of such a file.
@@ -263,6 +265,13 @@ fn read_all(
     Ok(hashes)
 }
 
+/// A file's, to be hashed.
+enum Content<'a> {
+    /// One that fits is read once.
+    Whole(&'a [u8]),
+    Chunks(Source),
+}
+
 /// Feeds the file to every lane, and makes sure that it is whole and was not touched meanwhile.
 fn read(
     opened: &Directory<'_>,
@@ -276,17 +285,16 @@ fn read(
     let failed = |err: io::Error| failure(&path, &err);
     let size = found.stamp.size;
     let file = Arc::new(open(opened, &path, found)?);
-    // Before anything is read of it, for that would show.
-    let source = (size > CHUNK as u64).then(|| Source::new(Arc::clone(&file), size));
-    let go_on = || !context.stop.load(Ordering::Relaxed);
-    // One that fits is read once.
-    let whole = if source.is_none() {
-        if !read_small(&file, size, buffer).map_err(failed)? {
-            return Err(Failure::Changed);
-        }
-        whole::check(&buffer[..], size, &go_on)
+    let content = if size <= CHUNK as u64 {
+        Content::Whole(read_small(&file, size, buffer).map_err(failed)?.ok_or(Failure::Changed)?)
     } else {
-        whole::check(&*file, size, &go_on)
+        // Before anything is read of it, for that would show.
+        Content::Chunks(Source::new(Arc::clone(&file), size))
+    };
+    let go_on = || !context.stop.load(Ordering::Relaxed);
+    let whole = match content {
+        Content::Whole(bytes) => whole::check(bytes, size, &go_on),
+        Content::Chunks(_) => whole::check(&*file, size, &go_on),
     };
     if let Err(whole::CutShort(reason)) = whole.map_err(failed)? {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
@@ -295,19 +303,23 @@ fn read(
     if !go_on() {
         return Err(Failure::Stopped);
     }
-    let fed = match source {
-        Some(source) => feed(source, size, lanes, context),
-        None => {
-            sha256::update(&mut lanes, buffer);
+    let fed = match content {
+        Content::Whole(bytes) => {
+            sha256::update(&mut lanes, bytes);
             context.bytes.fetch_add(size, Ordering::Relaxed);
             Ok(Some((size, lanes)))
         }
+        Content::Chunks(source) => feed(source, size, lanes, context),
     };
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
     // The name must still lead to this file, and the file must still be what it was. The file that was
     // opened had this stamp; whatever has it now is that file.
-    let unchanged = opened.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
-    if length == size && unchanged { Ok(lanes) } else { Err(Failure::Changed) }
+    let is_unchanged = || opened.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
+    if length == size && (context.seen_to || is_unchanged()) {
+        Ok(lanes)
+    } else {
+        Err(Failure::Changed)
+    }
 }
 
 /// Reads to the end, with whoever wants to help; `None` if told to stop.
@@ -329,11 +341,14 @@ fn feed(
     crew.work(&go_on, &count)
 }
 
-/// Reads a file into `buffer`; says whether it has the `size` bytes that it should have.
-fn read_small(file: &File, size: u64, buffer: &mut Vec<u8>) -> io::Result<bool> {
-    buffer.clear();
-    buffer.reserve(CHUNK);
-    Ok(file.take(size).read_to_end(buffer)? as u64 == size)
+/// Reads the `size` bytes that a file should have into `buffer`; `None` if it has less.
+fn read_small<'a>(file: &File, size: u64, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
+    let size = size as usize;
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    let content = &mut buffer[..size];
+    Ok((source::read_at(file, content, 0)? == size).then_some(content))
 }
 
 #[cfg(test)]

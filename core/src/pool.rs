@@ -50,6 +50,8 @@ pub struct Job {
     pub plan: Arc<Plan>,
     /// Where the bytes read are counted.
     pub gauges: Arc<Gauges>,
+    /// See [`Context::seen_to`].
+    pub seen_to: bool,
     /// Called once, on a thread of the pool.
     pub done: Box<dyn FnOnce(Outcome) + Send>,
 }
@@ -190,6 +192,7 @@ fn carry_out(
         cache: &shared.cache,
         stop: &shared.stop,
         bytes: &job.gauges.bytes_hashed,
+        seen_to: job.seen_to,
         begins: &|crew| shared.desk.ask_for_help(crew),
         between: &between,
     };

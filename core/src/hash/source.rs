@@ -100,7 +100,7 @@ fn advise(file: &File, offset: u64, length: u64, advice: Advice) {
 }
 
 /// As many bytes from `offset` as `buffer` or the file has.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {

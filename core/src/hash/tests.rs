@@ -33,8 +33,14 @@ impl Site {
         let files = scan::files(&self.tree.anchor().unwrap(), VERSION).unwrap();
         let (plan, _) = entry::plan(VERSION, &files.images);
         let (cache, bytes, stop) = (HashCache::default(), AtomicU64::new(0), stop.into());
-        let context =
-            Context { cache: &cache, stop: &stop, bytes: &bytes, begins: &|_| {}, between };
+        let context = Context {
+            cache: &cache,
+            stop: &stop,
+            bytes: &bytes,
+            seen_to: false,
+            begins: &|_| {},
+            between,
+        };
         hash(&self.tree, VERSION, &plan.unwrap(), context, &mut Vec::new())
     }
 }

@@ -62,7 +62,9 @@ impl Indexer {
             })
         });
         let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        let before = self.dirty.len();
         self.dirty.extend(gone.map(|((path, _), _)| path.to_string()));
+        self.tally.hashed_in_vain += (self.dirty.len() - before) as u64;
     }
 
     /// Tells the catalog what changed since the last time.

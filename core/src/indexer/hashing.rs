@@ -89,6 +89,8 @@ impl Indexer {
                 path,
                 plan,
                 gauges: Arc::clone(&self.gauges),
+                // See `doubt_what_changed`.
+                seen_to: self.once,
                 done: Box::new(move |outcome| take(Hashed { path: of, ticket, outcome })),
             },
         );

@@ -37,6 +37,8 @@ struct Waiting {
     crews: Vec<Weak<Crew>>,
     /// Threads that wait here.
     idle: usize,
+    /// The relief waits for somebody to have something to do.
+    relief_dozes: bool,
     /// The relief's last task was a job.
     had_job: bool,
     closed: bool,
@@ -66,9 +68,15 @@ impl Desk {
         waiting.sequence += 1;
         let sequence = waiting.sequence;
         waiting.jobs.insert((priority, sequence), job);
+        // To wake nobody is a system call all the same.
+        let (idle, dozes) = (waiting.idle > 0, std::mem::take(&mut waiting.relief_dozes));
         drop(waiting);
-        self.ready.notify_one();
-        self.busy.notify_one();
+        if idle {
+            self.ready.notify_one();
+        }
+        if dozes {
+            self.busy.notify_one();
+        }
     }
 
     /// Threads that have no job help with the file, as long as it is being hashed, if it is large.
@@ -122,6 +130,7 @@ impl Desk {
                 return None;
             }
             if waiting.jobs.is_empty() && waiting.idle == self.threads {
+                waiting.relief_dozes = true;
                 waiting = self.busy.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
