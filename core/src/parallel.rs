@@ -1,17 +1,15 @@
 //! The same work for many things, on threads that end with it.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 /// Most threads for one call: it lasts a moment, and what it waits for is the kernel.
 const MAX_THREADS: usize = 4;
 
-/// What `work` makes of each of the `items`, in their order. Threads, as many as there are
-/// processors but for a few at most, take shares of so many items in turns; the caller's is one of
-/// them, and does it all where no other can be had. They inherit its signal mask.
+/// What `work` makes of each of the `items`, in their order. As [`each`].
 ///
 /// # Panics
 ///
@@ -21,35 +19,148 @@ pub fn map<T: Sync, R: Send>(
     share: NonZeroUsize,
     work: impl Fn(&T) -> R + Sync,
 ) -> Vec<R> {
-    let shares = items.len().div_ceil(share.get());
-    let next = AtomicUsize::new(0);
-    let take_turns = || {
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(items) = items.chunks(share.get()).nth(number) else {
-                return done;
-            };
-            done.push((number, items.iter().map(&work).collect::<Vec<R>>()));
+    let mut all = Vec::with_capacity(items.len());
+    each(items, share, items.len(), work, |results| all.extend(results));
+    all
+}
+
+/// Hands what `work` makes of each of the `items`, in their order, to `take`, a share at a time. Threads,
+/// as many as there are processors but for a few at most, work on shares of so many items in turns, and
+/// on `ahead` items more than were taken at most. The caller's is one of them, which is the one that
+/// takes, and does it all where no other can be had. They inherit its signal mask.
+///
+/// # Panics
+///
+/// When `work` or `take` does.
+pub fn each<T: Sync, R: Send>(
+    items: &[T],
+    share: NonZeroUsize,
+    ahead: usize,
+    work: impl Fn(&T) -> R + Sync,
+    mut take: impl FnMut(Vec<R>),
+) {
+    let count = items.len().div_ceil(share.get());
+    let shares = Shares {
+        state: Mutex::new(State { count, begun: 0, taken: 0, done: BTreeMap::new(), over: false }),
+        changed: Condvar::new(),
+        ahead: ahead.div_ceil(share.get()).max(1),
+    };
+    let carry_out = |number: usize| {
+        let items = items.chunks(share.get()).nth(number).unwrap_or_default();
+        let results = items.iter().map(&work).collect();
+        shares.state().done.insert(number, results);
+        shares.changed.notify_all();
+    };
+    let help = || {
+        let _end = EndIfPanicking(&shares);
+        while let Some(number) = shares.begin() {
+            carry_out(number);
         }
     };
-    let mut done = thread::scope(|scope| {
-        let help = |number| {
+    thread::scope(|scope| {
+        let spawn = |number| {
             let thread = thread::Builder::new().name(format!("ss-help{number}"));
-            thread.spawn_scoped(scope, take_turns).ok()
+            thread.spawn_scoped(scope, help).ok()
         };
-        let helpers: Vec<_> = (1..threads().min(shares)).map_while(help).collect();
-        let own = take_turns();
-        let theirs = helpers
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        theirs.fold(own, |mut all, of| {
-            all.extend(of);
-            all
-        })
+        let helpers: Vec<_> = (1..threads().min(count)).map_while(spawn).collect();
+        let end = EndIfPanicking(&shares);
+        while let Some(next) = shares.take_or_begin() {
+            match next {
+                Next::Take(results) => take(results),
+                Next::Begin(number) => carry_out(number),
+            }
+        }
+        drop(end);
+        for helper in helpers {
+            helper.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
     });
-    done.sort_unstable_by_key(|(number, _)| *number);
-    done.into_iter().flat_map(|(_, results)| results).collect()
+}
+
+/// Which share of the items comes next.
+struct Shares<R> {
+    state: Mutex<State<R>>,
+    changed: Condvar,
+    /// Shares that may be begun before the first of them is taken.
+    ahead: usize,
+}
+
+struct State<R> {
+    count: usize,
+    begun: usize,
+    taken: usize,
+    /// Not taken yet.
+    done: BTreeMap<usize, Vec<R>>,
+    /// A thread panicked.
+    over: bool,
+}
+
+/// What the caller's thread does next.
+enum Next<R> {
+    Take(Vec<R>),
+    Begin(usize),
+}
+
+impl<R> Shares<R> {
+    fn state(&self) -> MutexGuard<'_, State<R>> {
+        // Each change is a single one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next share for a helper, once there is room for what comes of it.
+    fn begin(&self) -> Option<usize> {
+        let mut state = self.state();
+        loop {
+            if state.over || state.begun == state.count {
+                return None;
+            }
+            if let Some(number) = state.begin(self.ahead) {
+                return Some(number);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn take_or_begin(&self) -> Option<Next<R>> {
+        let mut state = self.state();
+        loop {
+            if state.over || state.taken == state.count {
+                return None;
+            }
+            let next = state.taken;
+            if let Some(results) = state.done.remove(&next) {
+                state.taken += 1;
+                self.changed.notify_all();
+                return Some(Next::Take(results));
+            }
+            if let Some(number) = state.begin(self.ahead) {
+                return Some(Next::Begin(number));
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl<R> State<R> {
+    fn begin(&mut self, ahead: usize) -> Option<usize> {
+        let may = self.begun < self.count && self.begun < self.taken + ahead;
+        may.then(|| {
+            self.begun += 1;
+            self.begun - 1
+        })
+    }
+}
+
+/// Nobody waits for a thread that panicked.
+struct EndIfPanicking<'a, R>(&'a Shares<R>);
+
+impl<R> Drop for EndIfPanicking<'_, R> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.state().over = true;
+            self.0.changed.notify_all();
+        }
+    }
 }
 
 fn threads() -> usize {
@@ -62,6 +173,7 @@ fn threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn results_are_in_the_order_of_the_items() {
@@ -76,9 +188,35 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_ahead_than_may_be() {
+        let items: Vec<usize> = (0..500).collect();
+        let (begun, mut taken) = (AtomicUsize::new(0), 0);
+        let share = NonZeroUsize::new(2).unwrap();
+        let work = |item: &usize| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            *item
+        };
+        each(&items, share, 10, work, |results| {
+            for result in results {
+                assert_eq!(result, taken);
+                taken += 1;
+            }
+            assert!(begun.load(Ordering::Relaxed) <= taken + 10);
+        });
+        assert_eq!(taken, 500);
+    }
+
+    #[test]
     #[should_panic(expected = "item 99")]
     fn a_panic_of_any_thread_is_the_callers() {
         let items: Vec<usize> = (0..100).collect();
         map(&items, NonZeroUsize::MIN, |item| assert_ne!(*item, 99, "item 99"));
+    }
+
+    #[test]
+    #[should_panic(expected = "taken")]
+    fn a_panic_of_who_takes_leaves_nobody_waiting() {
+        let items: Vec<usize> = (0..100).collect();
+        each(&items, NonZeroUsize::MIN, 2, |item| *item, |_| panic!("taken"));
     }
 }

@@ -83,9 +83,24 @@ pub struct FoundFile {
 
 /// Walks the tree from `path`, which must lie in the stream whose directory is its first
 /// component, and calls `enter` for each directory before it is read, so that a watch stands
-/// before the first look. The directories of versions are not read. Many directories are read by
-/// several threads.
-pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
+/// before the first look; gives also what came of that. The directories of versions are not read. Many
+/// directories are read by several threads.
+pub fn walk<E: Send>(
+    tree: &Tree,
+    path: &str,
+    enter: &(dyn Fn(&str) -> E + Sync),
+) -> (Walk, Vec<E>) {
+    let mut entered = Vec::new();
+    let walk = walk_from(tree, path, enter, &mut entered);
+    (walk, entered)
+}
+
+fn walk_from<E: Send>(
+    tree: &Tree,
+    path: &str,
+    enter: &(dyn Fn(&str) -> E + Sync),
+    entered: &mut Vec<E>,
+) -> Walk {
     let mut walk = Walk::default();
     let mut components = path.split('/');
     let Some(stream) = components.next() else {
@@ -120,7 +135,7 @@ pub fn walk(tree: &Tree, path: &str, enter: &(dyn Fn(&str) + Sync)) -> Walk {
         Ok(Entry::Directory { .. }) | Err(_) => {}
     }
     let reader = Reader { tree, anchor: &anchor, stream, canonical: OnceLock::new(), enter };
-    let mut walker = Walker { reader: &reader, visited: HashSet::new(), found: walk };
+    let mut walker = Walker { reader: &reader, visited: HashSet::new(), found: walk, entered };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
     let mut at = stream.to_owned();
@@ -159,21 +174,21 @@ fn is_link(tree: &Tree, path: &str) -> bool {
 }
 
 /// Reads single directories, on any thread.
-struct Reader<'a> {
+struct Reader<'a, E> {
     tree: &'a Tree,
     anchor: &'a Anchor<'a>,
     stream: &'a str,
     /// Where the stream's directory really is.
     canonical: OnceLock<Option<PathBuf>>,
-    enter: &'a (dyn Fn(&str) + Sync),
+    enter: &'a (dyn Fn(&str) -> E + Sync),
 }
 
 /// What is in one directory.
-#[derive(Default)]
-struct Listing {
+struct Listing<E> {
     found: Walk,
     /// Directories to be read in turn, sorted.
     below: Vec<Below>,
+    entered: E,
 }
 
 struct Below {
@@ -188,39 +203,42 @@ enum Judged {
     Bad(Problem),
 }
 
-/// Directories that are read before what is in them is taken in.
-const PORTION: usize = 2048;
+/// Directories that are read before what is in the first of them is taken in, at most: it must not fill
+/// the memory for all of a level at once.
+const AHEAD: usize = 2048;
 
 /// Directories that one thread reads before it looks for more.
 const SHARE: NonZeroUsize = NonZeroUsize::new(32).expect("is not zero");
 
-struct Walker<'a> {
-    reader: &'a Reader<'a>,
+struct Walker<'a, E> {
+    reader: &'a Reader<'a, E>,
     /// Directories that were read at the end of symbolic links and below, by device and inode. A link
     /// leads into each at most once: a few links in a circle would make more paths than there are
     /// atoms. Those of the stream itself no link leads into.
     visited: HashSet<(u64, u64)>,
     found: Walk,
+    entered: &'a mut Vec<E>,
 }
 
-impl Walker<'_> {
+impl<E: Send> Walker<'_, E> {
     /// Walks from `path`, to which no link leads: level by level, then one link after the other, in
     /// the order of their paths, which decides where several lead to one directory.
     fn descend(&mut self, path: String) {
         let mut level = vec![path];
         let mut links = Vec::new();
         while !level.is_empty() {
-            // In portions: what is in a directory must not fill the memory for all of them at once.
             let mut next = Vec::new();
-            for portion in level.chunks(PORTION) {
-                let listings = parallel::map(portion, SHARE, |path| self.reader.read(path, false));
-                for Listing { found, below } in listings {
-                    self.found.append(found);
-                    for Below { path, is_link } in below {
+            let Self { reader, found, entered, .. } = self;
+            let read = |path: &String| reader.read(path, false);
+            parallel::each(&level, SHARE, AHEAD, read, |listings| {
+                for listing in listings {
+                    found.append(listing.found);
+                    entered.push(listing.entered);
+                    for Below { path, is_link } in listing.below {
                         if is_link { &mut links } else { &mut next }.push(path);
                     }
                 }
-            }
+            });
             level = next;
         }
         links.sort_by(|a: &String, b| a.split('/').cmp(b.split('/')));
@@ -238,8 +256,9 @@ impl Walker<'_> {
             let problem = Problem::new(Path::new(path), reason, remedy);
             return self.found.problems.push((path.to_owned(), problem));
         }
-        let Listing { found, below } = self.reader.read(path, is_link);
+        let Listing { found, below, entered } = self.reader.read(path, is_link);
         self.found.append(found);
+        self.entered.push(entered);
         for Below { path, is_link } in below {
             self.follow(&path, is_link);
         }
@@ -253,7 +272,7 @@ impl Walker<'_> {
     }
 }
 
-impl Reader<'_> {
+impl<E> Reader<'_, E> {
     /// Components of the product whose directory is at `path`, or may be below it.
     fn product<'p>(&self, path: &'p str) -> Vec<&'p str> {
         path.split('/').skip(1).collect()
@@ -303,9 +322,9 @@ impl Reader<'_> {
     }
 
     /// Reads the directory at `path`, to which a symbolic link led if `linked`.
-    fn read(&self, path: &str, linked: bool) -> Listing {
-        (self.enter)(path);
-        let mut listing = Listing::default();
+    fn read(&self, path: &str, linked: bool) -> Listing<E> {
+        let entered = (self.enter)(path);
+        let mut listing = Listing { found: Walk::default(), below: Vec::new(), entered };
         let read = self.anchor.directory(path).and_then(|directory| {
             let names = directory.names()?;
             Ok((directory, names))
@@ -385,7 +404,7 @@ impl Reader<'_> {
     }
 }
 
-impl Listing {
+impl<E> Listing<E> {
     /// `path`, which the walk of `directory` finds, cannot be looked at.
     fn unreadable(&mut self, directory: &str, path: &str, err: io::Error) {
         if is_passing(&err) {

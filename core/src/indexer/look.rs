@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Indexer, REQUIREMENTS, RETRY, SHARE, paths_from};
 use crate::kind::Kind;
 use crate::scan::{self, FoundVersion};
-use crate::tree::{self, is_below, join};
+use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict};
 use crate::watch::{Added, Watcher};
 use crate::{fields, parallel};
@@ -19,9 +19,18 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// How often the tree is looked at while there are no events.
 const UNWATCHED: Duration = Duration::from_secs(5);
 
-/// Versions that are looked at before any of them is judged: what was seen of them must not fill the
-/// memory, and hashing is to begin.
-const LOOKS: usize = 2048;
+/// Versions that are looked at before the first of them is judged, at most: what was seen of them must
+/// not fill the memory.
+const AHEAD: usize = 2048;
+
+/// What was seen of a version.
+struct Seen {
+    found: FoundVersion,
+    watch: Option<Added>,
+    /// Before the look.
+    now: (Instant, SystemTime),
+    files: io::Result<scan::Files>,
+}
 
 impl Indexer {
     /// Looks at one path, whatever it is by now.
@@ -30,7 +39,7 @@ impl Indexer {
             let found = version.found.clone();
             // A symbolic link may have taken its place, or that of a directory above it.
             if self.tree.contains(path) {
-                return self.look_at_versions(vec![found], false);
+                return self.look_at_versions(&[found], false);
             }
             let above = path.split('/').scan(String::new(), |at, component| {
                 *at = join(at, component);
@@ -95,14 +104,10 @@ impl Indexer {
         }
         // Three of four directories are above versions.
         let adder = self.watcher.as_ref().filter(|_| !self.once).map(Watcher::adder);
-        let added = Mutex::new(Vec::new());
-        let walk = scan::walk(&self.tree, path, &|directory| {
-            if let Some(adder) = &adder {
-                let watch = adder.add(&self.tree, directory);
-                added.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
-            }
+        let (walk, added) = scan::walk(&self.tree, path, &|directory| {
+            adder.as_ref().map(|adder| adder.add(&self.tree, directory))
         });
-        self.note(added.into_inner().unwrap_or_else(PoisonError::into_inner));
+        self.note(added.into_iter().flatten());
         if let Some(err) = walk.cut_short {
             return self.failed(path, &err);
         }
@@ -134,23 +139,15 @@ impl Indexer {
         for (path, file) in walk.overrides {
             self.take_override(&path, &file);
         }
-        let mut versions = newest_first(walk.versions);
-        loop {
-            let some: Vec<FoundVersion> = versions.by_ref().take(LOOKS).collect();
-            if some.is_empty() {
-                break;
-            }
-            self.look_at_versions(some, retry);
-            // Or there would be tens of thousands at the end.
-            self.take_results();
-        }
+        self.look_at_versions(&newest_first(walk.versions), retry);
         self.publisher.touch();
     }
 
-    fn look_at_versions(&mut self, versions: Vec<FoundVersion>, retry: bool) {
+    /// Several threads look, and this one judges.
+    fn look_at_versions(&mut self, versions: &[FoundVersion], retry: bool) {
         let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
         let anchor = tree.anchor();
-        let looks = parallel::map(&versions, SHARE, |found| {
+        let look = |found: &FoundVersion| {
             let now = (Instant::now(), SystemTime::now());
             // Before the look, also when it was found before: it may have been closed to us then.
             let watch = adder.as_ref().map(|adder| adder.add(&tree, Arc::clone(&found.path)));
@@ -158,27 +155,32 @@ impl Indexer {
                 Ok(anchor) => scan::files(anchor, &found.path),
                 Err(err) => Err((*err).into()),
             };
-            (watch, (now, files))
+            Seen { found: found.clone(), watch, now, files }
+        };
+        parallel::each(versions, SHARE, AHEAD, look, |some| {
+            some.into_iter().for_each(|seen| self.judge(&tree, seen, retry));
+            // Or there would be tens of thousands at the end.
+            self.take_results();
         });
-        let (watches, looks): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
-        self.note(watches.into_iter().flatten());
-        for (found, (now, files)) in versions.into_iter().zip(looks) {
-            let path = Arc::clone(&found.path);
-            self.add(found);
-            let writers = std::mem::take(&mut self.writers);
-            let look = Look {
-                tree: &tree,
-                writers: &writers,
-                now,
-                settle: self.settings.settle,
-                retry,
-                vouched: self.publisher.vouched(&path),
-            };
-            let verdict =
-                self.update(&path, |version| version.look(files, look)).unwrap_or_default();
-            self.writers = writers;
-            self.carry_out(&path, verdict);
-        }
+    }
+
+    fn judge(&mut self, tree: &Tree, seen: Seen, retry: bool) {
+        let Seen { found, watch, now, files } = seen;
+        self.note(watch);
+        let path = Arc::clone(&found.path);
+        self.add(found);
+        let writers = std::mem::take(&mut self.writers);
+        let look = Look {
+            tree,
+            writers: &writers,
+            now,
+            settle: self.settings.settle,
+            retry,
+            vouched: self.publisher.vouched(&path),
+        };
+        let verdict = self.update(&path, |version| version.look(files, look)).unwrap_or_default();
+        self.writers = writers;
+        self.carry_out(&path, verdict);
     }
 
     fn note(&mut self, added: impl IntoIterator<Item = Added>) {
@@ -253,10 +255,11 @@ impl Indexer {
 
 /// The newest version of every product before any older one: whether a version is the newest is judged
 /// by those that were looked at before, and hashing begins with the first.
-fn newest_first(mut versions: Vec<FoundVersion>) -> impl Iterator<Item = FoundVersion> {
+fn newest_first(mut versions: Vec<FoundVersion>) -> Vec<FoundVersion> {
     versions.sort_by(|a, b| b.name().cmp(a.name()));
     let mut products = HashSet::new();
-    let (newest, older): (Vec<_>, Vec<_>) =
+    let (mut newest, older): (Vec<_>, Vec<_>) =
         versions.into_iter().partition(|version| products.insert(version.product.clone()));
-    newest.into_iter().chain(older)
+    newest.extend(older);
+    newest
 }
