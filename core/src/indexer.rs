@@ -28,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::entry::Plan;
 use crate::hash::Outcome;
+use crate::parallel::Later;
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
@@ -94,6 +95,8 @@ pub(crate) struct Indexer {
     settings: Settings,
     tree: Tree,
     pool: Arc<Pool>,
+    /// Hashes, for the first look.
+    read_ahead: Option<Later<()>>,
     sender: Sender<Event>,
     results: Results,
     watcher: Option<Watcher>,
@@ -154,10 +157,13 @@ impl Indexer {
         let anchors = Anchors::new(&settings.streams);
         let rehash = Rehash::new(sink.state.as_ref());
         let once = sink.once;
+        let of_pool = Arc::clone(&pool);
+        let read_ahead = Later::begin("ss-ahead", move || of_pool.cache().begin_first_look());
         let publisher = Publisher::new(&settings, sink);
         Self {
             tree,
             pool,
+            read_ahead: Some(read_ahead),
             results: Results::new(sender.clone()),
             sender,
             watcher: None,
@@ -202,9 +208,11 @@ impl Indexer {
     fn work(&mut self, events: &Receiver<Event>) {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
-        self.pool.cache().begin_first_look();
         self.look_at_everything(false);
-        self.pool.cache().end_first_look();
+        if let Some(mut begun) = self.read_ahead.take() {
+            begun.get();
+            self.pool.cache().end_first_look();
+        }
         // What could not be looked at must not seem to be gone.
         while std::mem::take(&mut self.is_blind) {
             match events.recv_timeout(RETRY) {

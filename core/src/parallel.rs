@@ -1,10 +1,10 @@
-//! The same work for many things, on threads that end with it.
+//! The same work for many things, or work that is needed later, on threads that end with it.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 
 /// Most threads for one call: it lasts a moment, and what it waits for is the kernel.
 const MAX_THREADS: usize = 4;
@@ -160,6 +160,42 @@ impl<R> Drop for EndIfPanicking<'_, R> {
             self.0.state().over = true;
             self.0.changed.notify_all();
         }
+    }
+}
+
+/// What comes of work that another thread does meanwhile.
+pub struct Later<T> {
+    work: Arc<dyn Fn() -> T + Send + Sync>,
+    thread: Option<JoinHandle<T>>,
+    value: Option<T>,
+}
+
+impl<T: Send + 'static> Later<T> {
+    /// Begins `work` in a thread called `name`. Where none can be had, it is done when it is needed.
+    pub fn begin(name: &str, work: impl Fn() -> T + Send + Sync + 'static) -> Self {
+        let work: Arc<dyn Fn() -> T + Send + Sync> = Arc::new(work);
+        let other = Arc::clone(&work);
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || other());
+        Self { work, thread: thread.ok(), value: None }
+    }
+
+    /// Waits for it.
+    ///
+    /// # Panics
+    ///
+    /// When the work did.
+    pub fn get(&mut self) -> &T {
+        let Self { work, thread, value } = self;
+        value.get_or_insert_with(|| match thread.take() {
+            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => work(),
+        })
+    }
+}
+
+impl<T> std::fmt::Debug for Later<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Later")
     }
 }
 

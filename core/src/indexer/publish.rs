@@ -11,6 +11,7 @@ use crate::catalog::Catalog;
 use crate::follow::SnapshotCell;
 use crate::live::{self, Live};
 use crate::name::ProductName;
+use crate::parallel::Later;
 use crate::render::Documents;
 use crate::snapshot::{self, Lineage, ListedVersion, Snapshot, SnapshotError};
 use crate::{Problem, Settings, fields, state};
@@ -75,7 +76,7 @@ struct Inherited {
     /// When, in nanoseconds since the epoch.
     published: i64,
     /// The versions it listed.
-    listed: HashSet<String>,
+    listed: Later<HashSet<String>>,
 }
 
 /// Wakes those who wait for a generation.
@@ -204,15 +205,14 @@ impl Publisher {
                 }
                 self.documents.inherit(&snapshot);
                 self.problems = snapshot.problems();
-                self.inherited = Some(Inherited {
-                    published: i64::try_from(snapshot.published())
-                        .unwrap_or(i64::MAX)
-                        .saturating_mul(1_000_000),
-                    listed: snapshot.listed(),
-                });
                 if snapshot.counts().versions > 0 {
                     self.awaiting = Some(Instant::now() + super::anchors::GRACE);
                 }
+                let published = i64::try_from(snapshot.published()).unwrap_or(i64::MAX);
+                self.inherited = Some(Inherited {
+                    published: published.saturating_mul(1_000_000),
+                    listed: Later::begin("ss-inherit", move || snapshot.listed()),
+                });
             }
             Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(err) => log::warn!("{err}; making a new one"),
@@ -222,9 +222,9 @@ impl Publisher {
 
     /// Until when, in nanoseconds since the epoch, an earlier process vouches for the version at
     /// `path`. For the first look at the tree.
-    pub(super) fn vouched(&self, path: &str) -> Option<i64> {
-        let inherited = self.inherited.as_ref()?;
-        inherited.listed.contains(path).then_some(inherited.published)
+    pub(super) fn vouched(&mut self, path: &str) -> Option<i64> {
+        let inherited = self.inherited.as_mut()?;
+        inherited.listed.get().contains(path).then_some(inherited.published)
     }
 
     /// Of these versions, how an earlier process listed them. For the first look at the tree.
@@ -249,7 +249,8 @@ impl Publisher {
     /// not change, but have to be hashed before anybody can say how they are listed.
     pub(super) fn started(&mut self, pending: BTreeSet<String>, is_listed: impl Fn(&str) -> bool) {
         let inherited = self.inherited.take();
-        self.urgent |= inherited.is_some_and(|of| !of.listed.iter().all(|path| is_listed(path)));
+        self.urgent |=
+            inherited.is_some_and(|mut of| !of.listed.get().iter().all(|path| is_listed(path)));
         self.last = Instant::now();
         self.pending = (!pending.is_empty()).then(|| (pending, self.last + INHERITED));
     }
