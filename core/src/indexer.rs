@@ -209,7 +209,7 @@ impl Indexer {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
         self.look_at_everything(false);
-        if let Some(mut begun) = self.read_ahead.take() {
+        if let Some(begun) = self.read_ahead.take() {
             begun.get();
             self.pool.cache().end_first_look();
         }

@@ -46,9 +46,22 @@ impl Live {
     /// # Errors
     ///
     /// When the memory or its descriptor cannot be had.
+    #[cfg(test)]
     pub fn new(bytes: &[u8]) -> io::Result<Self> {
         let mut memory = Memory::default();
         memory.append(bytes)?;
+        Self::seal(memory)
+    }
+
+    /// Puts what `file` holds into sealed memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading; also when the memory or its descriptor cannot be had, or it is empty.
+    pub fn copy_of(file: File) -> io::Result<Self> {
+        let from = Memory::of(Arc::new(file))?;
+        let mut memory = Memory::default();
+        memory.append_from(&from, 0, from.length())?;
         Self::seal(memory)
     }
 

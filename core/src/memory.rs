@@ -21,7 +21,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// All of `file`, which was such memory.
+    /// All of `file`: such memory, or one to copy from.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 /// Most threads for one call: it lasts a moment, and what it waits for is the kernel.
 const MAX_THREADS: usize = 4;
@@ -163,33 +163,33 @@ impl<R> Drop for EndIfPanicking<'_, R> {
     }
 }
 
-/// What comes of work that another thread does meanwhile.
+/// What comes of work that another thread has begun.
 pub struct Later<T> {
+    value: Arc<OnceLock<T>>,
     work: Arc<dyn Fn() -> T + Send + Sync>,
-    thread: Option<JoinHandle<T>>,
-    value: Option<T>,
 }
 
-impl<T: Send + 'static> Later<T> {
+impl<T: Send + Sync + 'static> Later<T> {
     /// Begins `work` in a thread called `name`. Where none can be had, it is done when it is needed.
     pub fn begin(name: &str, work: impl Fn() -> T + Send + Sync + 'static) -> Self {
-        let work: Arc<dyn Fn() -> T + Send + Sync> = Arc::new(work);
-        let other = Arc::clone(&work);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || other());
-        Self { work, thread: thread.ok(), value: None }
+        let later = Self { value: Arc::default(), work: Arc::new(work) };
+        let (value, work) = (Arc::clone(&later.value), Arc::clone(&later.work));
+        let begun = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            value.get_or_init(&*work);
+        });
+        if let Err(err) = begun {
+            log::debug!("no thread for {name} ({err})");
+        }
+        later
     }
 
     /// Waits for it.
     ///
     /// # Panics
     ///
-    /// When the work did.
-    pub fn get(&mut self) -> &T {
-        let Self { work, thread, value } = self;
-        value.get_or_insert_with(|| match thread.take() {
-            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            None => work(),
-        })
+    /// When the work does.
+    pub fn get(&self) -> &T {
+        self.value.get_or_init(&*self.work)
     }
 }
 

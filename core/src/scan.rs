@@ -83,23 +83,13 @@ pub struct FoundFile {
 
 /// Walks the tree from `path`, which must lie in the stream whose directory is its first
 /// component, and calls `enter` for each directory before it is read, so that a watch stands
-/// before the first look; gives also what came of that. The directories of versions are not read. Many
-/// directories are read by several threads.
+/// before the first look; `entered` takes what comes of that. The directories of versions are not read.
+/// Many directories are read by several threads, each of which calls `enter`.
 pub fn walk<E: Send>(
     tree: &Tree,
     path: &str,
     enter: &(dyn Fn(&str) -> E + Sync),
-) -> (Walk, Vec<E>) {
-    let mut entered = Vec::new();
-    let walk = walk_from(tree, path, enter, &mut entered);
-    (walk, entered)
-}
-
-fn walk_from<E: Send>(
-    tree: &Tree,
-    path: &str,
-    enter: &(dyn Fn(&str) -> E + Sync),
-    entered: &mut Vec<E>,
+    entered: &mut dyn FnMut(E),
 ) -> Walk {
     let mut walk = Walk::default();
     let mut components = path.split('/');
@@ -217,7 +207,7 @@ struct Walker<'a, E> {
     /// atoms. Those of the stream itself no link leads into.
     visited: HashSet<(u64, u64)>,
     found: Walk,
-    entered: &'a mut Vec<E>,
+    entered: &'a mut dyn FnMut(E),
 }
 
 impl<E: Send> Walker<'_, E> {
@@ -233,7 +223,7 @@ impl<E: Send> Walker<'_, E> {
             parallel::each(&level, SHARE, AHEAD, read, |listings| {
                 for listing in listings {
                     found.append(listing.found);
-                    entered.push(listing.entered);
+                    entered(listing.entered);
                     for Below { path, is_link } in listing.below {
                         if is_link { &mut links } else { &mut next }.push(path);
                     }
@@ -258,7 +248,7 @@ impl<E: Send> Walker<'_, E> {
         }
         let Listing { found, below, entered } = self.reader.read(path, is_link);
         self.found.append(found);
-        self.entered.push(entered);
+        (self.entered)(entered);
         for Below { path, is_link } in below {
             self.follow(&path, is_link);
         }

@@ -281,6 +281,24 @@ impl Snapshot {
         Self::check(backing, path, true)?.of_its_name(path)
     }
 
+    /// As [`open`](Self::open), in memory that can be shared, which is given too; if there is none, what
+    /// keeps it from being had.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
+    pub(crate) fn open_shared(path: &Path) -> Result<(Self, io::Result<Live>), SnapshotError> {
+        let copied = open_regular(path, MAX_FILE).and_then(Live::copy_of);
+        let mapped = copied.and_then(|live| Ok((map::map(live.sealed())?, live)));
+        match mapped {
+            Ok((map, live)) => {
+                let snapshot = Self::check(Backing::Mapped(map), path, true)?;
+                Ok((snapshot.of_its_name(path)?, Ok(live)))
+            }
+            Err(err) => Ok((Self::open(path)?, Err(err))),
+        }
+    }
+
     /// Maps and checks the generation that a running builder announces at `path` (see
     /// [`crate::live`]). Its pages are shared with every other process that does.
     ///
@@ -496,13 +514,26 @@ pub(crate) fn save(path: &Path, sealed: &fs::File) -> io::Result<()> {
 /// Most bytes of a snapshot file that are read: far more than an index of a million versions.
 const MAX_FILE: u64 = 8 << 30;
 
-/// The content of a regular file. Opening never waits for anything, whatever took the file's place.
+/// The content of a regular file.
+///
+/// # Errors
+///
+/// Those of [`open_regular`], and of reading.
+pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let file = open_regular(path, limit)?;
+    let length = file.metadata()?.len();
+    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+    file.take(limit).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Opens a regular file to be read. That never waits for anything, whatever took the file's place.
 ///
 /// # Errors
 ///
 /// Those of the system; also for anything but a regular file of at most `limit` bytes.
-pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    use std::io::Read as _;
+fn open_regular(path: &Path, limit: u64) -> io::Result<fs::File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let flags = i32::try_from(flags.bits()).unwrap_or(0);
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
@@ -510,9 +541,7 @@ pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if !meta.is_file() || meta.len() > limit {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of its kind"));
     }
-    let mut content = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0));
-    file.take(limit).read_to_end(&mut content)?;
-    Ok(content)
+    Ok(file)
 }
 
 /// Writes an encoded snapshot beside `path` and renames it into place.

@@ -110,6 +110,8 @@ pub struct Watcher {
     /// Further ones: a directory that several paths lead to has one watch.
     further: HashMap<i32, Vec<Arc<str>>>,
     watches: BTreeMap<Arc<str>, i32>,
+    /// Watches that paths had before those that were noted.
+    replaced: Vec<(i32, Arc<str>)>,
     refused: Option<(io::Error, u64)>,
     waiting: Arc<Waiting>,
     stop: Arc<OwnedFd>,
@@ -178,6 +180,7 @@ impl Watcher {
             paths: HashMap::new(),
             further: HashMap::new(),
             watches: BTreeMap::new(),
+            replaced: Vec::new(),
             refused: None,
             waiting,
             stop,
@@ -192,18 +195,23 @@ impl Watcher {
 
     /// Watches the directory at `path`; one that is watched already stays so.
     pub fn add(&mut self, tree: &Tree, path: &str) {
-        self.note([self.adder().add(tree, path)]);
+        self.note(self.adder().add(tree, path));
+        self.all_noted();
     }
 
-    /// Takes note of watches. What happened since they were added is not lost: events are
-    /// [translated](Self::translate) where this is called.
-    pub fn note(&mut self, added: impl IntoIterator<Item = Added>) {
-        let mut before = Vec::new();
-        for Added { path, watch } in added {
-            before.extend(self.enter(&path, watch).map(|watch| (watch, path)));
+    /// Takes note of a watch. What happened since it was added is not lost: events are
+    /// [translated](Self::translate) where this is called. To be followed by
+    /// [`all_noted`](Self::all_noted).
+    pub fn note(&mut self, Added { path, watch }: Added) {
+        if let Some(before) = self.enter(&path, watch) {
+            self.replaced.push((before, path));
         }
+    }
+
+    /// All watches were noted that were added in one look.
+    pub fn all_noted(&mut self) {
         // Only now: a directory that was renamed has the same watch under its new path.
-        for (watch, path) in before {
+        for (watch, path) in std::mem::take(&mut self.replaced) {
             self.forget(watch, &path);
         }
     }
@@ -411,7 +419,10 @@ mod tests {
         std::fs::rename(dir.path().join("x"), dir.path().join("y")).unwrap();
         std::fs::create_dir(dir.path().join("x")).unwrap();
         let adder = watcher.adder();
-        watcher.note([adder.add(&tree, "x"), adder.add(&tree, "y")]);
+        for path in ["x", "y"] {
+            watcher.note(adder.add(&tree, path));
+        }
+        watcher.all_noted();
         for directory in ["x", "y"] {
             std::fs::write(dir.path().join(directory).join("f"), "").unwrap();
             let seen = Touch::Entry {

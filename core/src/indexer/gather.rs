@@ -68,7 +68,7 @@ impl Indexer {
     }
 
     /// Tells the catalog what changed since the last time.
-    fn tell_catalog(&mut self) {
+    pub(super) fn tell_catalog(&mut self) {
         for path in std::mem::take(&mut self.changed) {
             if let Some(version) = self.versions.get_mut(&path) {
                 version.is_news = false;

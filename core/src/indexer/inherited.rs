@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::Indexer;
+use crate::snapshot::ListedVersion;
 use crate::version::Version;
 
 impl Indexer {
@@ -17,20 +18,24 @@ impl Indexer {
         }
         let mut pending = BTreeSet::new();
         for (path, version) in &self.versions {
-            let vouched = self.publisher.vouched(path);
-            if version.is_hashing() && vouched.is_some_and(|time| version.is_unchanged_since(time))
-            {
+            let is_unchanged = |time| version.is_unchanged_since(time);
+            if version.is_hashing() && self.publisher.vouched(path).is_some_and(is_unchanged) {
                 pending.insert(path.to_string());
             }
         }
-        let listed = self.publisher.inherited_versions(&pending);
-        pending.retain(|path| {
-            let hashes = |version: &Version| listed.get(path)?.hashes(version.plan()?);
-            let again = self.update(path, |version| {
-                hashes(version).is_some_and(|hashes| version.list_meanwhile(&hashes))
+        let earlier = if pending.is_empty() { None } else { self.publisher.earlier() };
+        if let Some(snapshot) = earlier {
+            snapshot.each_version(|path, listed: ListedVersion| {
+                let hashes = |version: &Version| listed.hashes(version.plan()?);
+                if pending.contains(&path)
+                    && self.update(&path, |version| {
+                        hashes(version).is_some_and(|hashes| version.list_meanwhile(&hashes))
+                    }) == Some(true)
+                {
+                    pending.remove(&path);
+                }
             });
-            again != Some(true)
-        });
+        }
         let versions = &self.versions;
         self.publisher.started(pending, |path| {
             versions.get(path).is_some_and(|version| version.entry().is_some())

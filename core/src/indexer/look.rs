@@ -104,10 +104,16 @@ impl Indexer {
         }
         // Three of four directories are above versions.
         let adder = self.watcher.as_ref().filter(|_| !self.once).map(Watcher::adder);
-        let (walk, added) = scan::walk(&self.tree, path, &|directory| {
-            adder.as_ref().map(|adder| adder.add(&self.tree, directory))
+        let watch = |directory: &str| adder.as_ref().map(|adder| adder.add(&self.tree, directory));
+        let mut watcher = self.watcher.as_mut();
+        let walk = scan::walk(&self.tree, path, &watch, &mut |added: Option<Added>| {
+            if let (Some(watcher), Some(added)) = (&mut watcher, added) {
+                watcher.note(added);
+            }
         });
-        self.note(added.into_iter().flatten());
+        if let Some(watcher) = &mut self.watcher {
+            watcher.all_noted();
+        }
         if let Some(err) = walk.cut_short {
             return self.failed(path, &err);
         }
@@ -161,12 +167,21 @@ impl Indexer {
             some.into_iter().for_each(|seen| self.judge(&tree, seen, retry));
             // Or there would be tens of thousands at the end.
             self.take_results();
+            if self.changed.len() >= AHEAD {
+                self.tell_catalog();
+                self.publisher.settle(&self.overrides);
+            }
         });
+        if let Some(watcher) = &mut self.watcher {
+            watcher.all_noted();
+        }
     }
 
     fn judge(&mut self, tree: &Tree, seen: Seen, retry: bool) {
         let Seen { found, watch, now, files } = seen;
-        self.note(watch);
+        if let (Some(watcher), Some(watch)) = (&mut self.watcher, watch) {
+            watcher.note(watch);
+        }
         let path = Arc::clone(&found.path);
         self.add(found);
         let writers = std::mem::take(&mut self.writers);
@@ -181,12 +196,6 @@ impl Indexer {
         let verdict = self.update(&path, |version| version.look(files, look)).unwrap_or_default();
         self.writers = writers;
         self.carry_out(&path, verdict);
-    }
-
-    fn note(&mut self, added: impl IntoIterator<Item = Added>) {
-        if let Some(watcher) = &mut self.watcher {
-            watcher.note(added);
-        }
     }
 
     fn carry_out(&mut self, path: &str, verdict: Verdict) {

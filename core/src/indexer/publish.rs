@@ -1,6 +1,6 @@
 //! When a generation is published, and how.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use crate::live::{self, Live};
 use crate::name::ProductName;
 use crate::parallel::Later;
 use crate::render::Documents;
-use crate::snapshot::{self, Lineage, ListedVersion, Snapshot, SnapshotError};
+use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
 use crate::{Problem, Settings, fields, state};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
@@ -187,15 +187,15 @@ impl Publisher {
         };
         // What running workers have, and what comes next is later than, whatever became of the file.
         let served = live::generation(&files.live).unwrap_or(0);
-        match Snapshot::open(&files.snapshot) {
-            Ok(snapshot) => {
+        match Snapshot::open_shared(&files.snapshot) {
+            Ok((snapshot, live)) => {
                 // Workers that start from now on share it instead of copying the file. Unless it is
                 // older than what running ones have: the process before could not save that.
                 self.is_behind = served > snapshot.generation();
                 if self.is_behind {
                     log::warn!("\"{}\" is older than what is served", files.snapshot.display());
-                } else if let Err(err) = Live::new(snapshot.encoded())
-                    .and_then(|live| self.announce(live, snapshot.generation(), &files.live))
+                } else if let Err(err) =
+                    live.and_then(|live| self.announce(live, snapshot.generation(), &files.live))
                 {
                     log::warn!("cannot share \"{}\" ({err})", files.snapshot.display());
                 }
@@ -208,10 +208,15 @@ impl Publisher {
                 if snapshot.counts().versions > 0 {
                     self.awaiting = Some(Instant::now() + super::anchors::GRACE);
                 }
-                let published = i64::try_from(snapshot.published()).unwrap_or(i64::MAX);
+                let (published, snapshot) = (snapshot.published(), Mutex::new(Some(snapshot)));
+                let published = i64::try_from(published).unwrap_or(i64::MAX);
                 self.inherited = Some(Inherited {
                     published: published.saturating_mul(1_000_000),
-                    listed: Later::begin("ss-inherit", move || snapshot.listed()),
+                    // Once, so that it does not stay in memory.
+                    listed: Later::begin("ss-inherit", move || {
+                        let snapshot = snapshot.lock().ok().and_then(|mut it| it.take());
+                        snapshot.map_or_else(HashSet::new, |snapshot| snapshot.listed())
+                    }),
                 });
             }
             Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -222,27 +227,17 @@ impl Publisher {
 
     /// Until when, in nanoseconds since the epoch, an earlier process vouches for the version at
     /// `path`. For the first look at the tree.
-    pub(super) fn vouched(&mut self, path: &str) -> Option<i64> {
-        let inherited = self.inherited.as_mut()?;
+    pub(super) fn vouched(&self, path: &str) -> Option<i64> {
+        let inherited = self.inherited.as_ref()?;
         inherited.listed.get().contains(path).then_some(inherited.published)
     }
 
-    /// Of these versions, how an earlier process listed them. For the first look at the tree.
-    pub(super) fn inherited_versions(
-        &self,
-        of: &BTreeSet<String>,
-    ) -> BTreeMap<String, ListedVersion> {
-        let Some(files) = self.sink.state.as_ref().filter(|_| !of.is_empty()) else {
-            return BTreeMap::new();
-        };
-        // Read again rather than kept: hardly ever is anything asked for.
-        Snapshot::open(&files.snapshot).map_or_else(
-            |err| {
-                log::warn!("{err}; what it lists stays until it is hashed");
-                BTreeMap::new()
-            },
-            |snapshot| snapshot.versions_in(of),
-        )
+    /// What an earlier process listed. For the first look at the tree.
+    pub(super) fn earlier(&self) -> Option<Snapshot> {
+        // Read again rather than kept: hardly ever is it asked for.
+        let snapshot = Snapshot::open(&self.sink.state.as_ref()?.snapshot);
+        let warn = |err: &_| log::warn!("{err}; what it lists stays until it is hashed");
+        snapshot.inspect_err(warn).ok()
     }
 
     /// The first look at the tree is over, and of the versions that were vouched for, `pending` did
@@ -250,7 +245,7 @@ impl Publisher {
     pub(super) fn started(&mut self, pending: BTreeSet<String>, is_listed: impl Fn(&str) -> bool) {
         let inherited = self.inherited.take();
         self.urgent |=
-            inherited.is_some_and(|mut of| !of.listed.get().iter().all(|path| is_listed(path)));
+            inherited.is_some_and(|of| !of.listed.get().iter().all(|path| is_listed(path)));
         self.last = Instant::now();
         self.pending = (!pending.is_empty()).then(|| (pending, self.last + INHERITED));
     }
@@ -351,6 +346,11 @@ impl Publisher {
         holds
     }
 
+    /// Judges what the catalog was told of.
+    pub(super) fn settle(&mut self, overrides: &fields::Files) {
+        self.changed.append(&mut self.catalog.settle(overrides));
+    }
+
     /// Publishes what the catalog lists, unless it is what was published last.
     pub(super) fn publish(
         &mut self,
@@ -359,7 +359,7 @@ impl Publisher {
         root_missing: bool,
     ) {
         let start = Instant::now();
-        self.changed.append(&mut self.catalog.settle(overrides));
+        self.settle(overrides);
         let counts = self.catalog.counts();
         if counts.products == 0 && self.awaiting.is_some_and(|until| start < until) {
             if self.dirty {

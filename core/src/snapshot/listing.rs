@@ -1,24 +1,15 @@
 //! What a generation lists, read back from its documents.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::Snapshot;
 use crate::entry::{Hashes, Plan};
-
-/// A document of products; the index itself has none of this form.
-#[derive(Deserialize)]
-struct Products<T> {
-    products: BTreeMap<String, Versions<T>>,
-}
-
-#[derive(Deserialize)]
-struct Versions<T> {
-    versions: BTreeMap<String, T>,
-}
+use crate::tree::join;
 
 /// A version as it is listed.
 #[derive(Debug, Deserialize)]
@@ -35,6 +26,61 @@ struct ListedItem {
     rest: BTreeMap<String, Value>,
 }
 
+/// What is above versions in a document of products. Nothing of it is kept: there may be tens of
+/// thousands of versions, each of which goes to `take` with its directory.
+struct Above<'a, T> {
+    level: Level,
+    path: String,
+    take: &'a mut dyn FnMut(String, T),
+}
+
+#[derive(Clone, Copy)]
+enum Level {
+    Document,
+    Products,
+    Product,
+    Versions,
+}
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Above<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Above<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a document of products")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { level, path, take } = self;
+        while let Some(key) = map.next_key::<String>()? {
+            let (level, path) = match (level, key.as_str()) {
+                (Level::Document, "products") => (Level::Products, path.clone()),
+                (Level::Products, product) => {
+                    (Level::Product, join(&path, &product.replace(':', "/")))
+                }
+                (Level::Product, "versions") => (Level::Versions, path.clone()),
+                (Level::Versions, version) => {
+                    take(join(&path, version), map.next_value()?);
+                    continue;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            map.next_value_seed(Above { level, path, take: &mut *take })?;
+        }
+        Ok(())
+    }
+}
+
 impl Snapshot {
     /// Directories of all listed versions, as paths in the tree.
     pub(crate) fn listed(&self) -> HashSet<String> {
@@ -45,32 +91,19 @@ impl Snapshot {
         listed
     }
 
-    /// Of the versions in these directories those that are listed.
-    pub(crate) fn versions_in(
+    /// Hands every version that is listed to `take`, with its directory as a path in the tree.
+    pub(crate) fn each_version<T: for<'de> Deserialize<'de>>(
         &self,
-        directories: &BTreeSet<String>,
-    ) -> BTreeMap<String, ListedVersion> {
-        let mut found = BTreeMap::new();
-        self.each_version(|path, version| {
-            if directories.contains(&path) {
-                found.insert(path, version);
-            }
-        });
-        found
-    }
-
-    fn each_version<T: for<'de> Deserialize<'de>>(&self, mut take: impl FnMut(String, T)) {
+        mut take: impl FnMut(String, T),
+    ) {
         for name in self.names() {
-            let (Some(stream), Some(document)) = (name.strip_suffix(".json"), self.document(name))
-            else {
-                continue;
-            };
-            if let Ok(Products { products }) = serde_json::from_slice(document.identity.bytes) {
-                for (product, Versions { versions }) in products {
-                    let product = product.replace(':', "/");
-                    for (version, value) in versions {
-                        take(format!("{stream}/{product}/{version}"), value);
-                    }
+            if let (Some(stream), Some(document)) =
+                (name.strip_suffix(".json"), self.document(name))
+            {
+                let (level, path) = (Level::Document, stream.to_owned());
+                let mut json = serde_json::Deserializer::from_slice(document.identity.bytes);
+                if let Err(err) = (Above { level, path, take: &mut take }).deserialize(&mut json) {
+                    log::error!("reading back \"{name}\": {err}");
                 }
             }
         }
