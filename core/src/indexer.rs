@@ -157,9 +157,10 @@ impl Indexer {
         let anchors = Anchors::new(&settings.streams);
         let rehash = Rehash::new(sink.state.as_ref());
         let once = sink.once;
+        let publisher = Publisher::new(&settings, sink);
+        // Not before servers that start at this moment have a generation to share.
         let of_pool = Arc::clone(&pool);
         let read_ahead = Later::begin("ss-ahead", move || of_pool.cache().begin_first_look());
-        let publisher = Publisher::new(&settings, sink);
         Self {
             tree,
             pool,

@@ -36,9 +36,7 @@ impl Indexer {
                 }
             });
         }
-        let versions = &self.versions;
-        self.publisher.started(pending, |path| {
-            versions.get(path).is_some_and(|version| version.entry().is_some())
-        });
+        let listed = self.versions.iter().filter(|(_, version)| version.entry().is_some());
+        self.publisher.started(pending, listed.map(|(path, _)| &**path));
     }
 }

@@ -1,6 +1,6 @@
 //! Looks at the tree: at all of it, at a part, at single versions; and what comes of it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -122,7 +122,10 @@ impl Indexer {
                 && !problem.path.to_str().is_some_and(|about| is_below(about, path))
         });
         self.problems.extend(walk.problems);
-        let found: BTreeSet<&str> = walk.versions.iter().map(|v| &*v.path).collect();
+        let found: HashSet<&str> = match self.versions.is_empty() {
+            true => HashSet::new(),
+            false => walk.versions.iter().map(|version| &*version.path).collect(),
+        };
         let gone: Vec<Arc<str>> = paths_from(&self.versions, path)
             .take_while(|known| known.starts_with(path))
             .filter(|known| is_below(known, path) && !found.contains(&***known))

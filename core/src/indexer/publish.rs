@@ -242,10 +242,16 @@ impl Publisher {
 
     /// The first look at the tree is over, and of the versions that were vouched for, `pending` did
     /// not change, but have to be hashed before anybody can say how they are listed.
-    pub(super) fn started(&mut self, pending: BTreeSet<String>, is_listed: impl Fn(&str) -> bool) {
-        let inherited = self.inherited.take();
-        self.urgent |=
-            inherited.is_some_and(|of| !of.listed.get().iter().all(|path| is_listed(path)));
+    /// `listed` are those that are listed now.
+    pub(super) fn started<'a>(
+        &mut self,
+        pending: BTreeSet<String>,
+        listed: impl Iterator<Item = &'a str>,
+    ) {
+        if let Some(inherited) = self.inherited.take() {
+            let before = inherited.listed.get();
+            self.urgent |= listed.filter(|path| before.contains(*path)).count() < before.len();
+        }
         self.last = Instant::now();
         self.pending = (!pending.is_empty()).then(|| (pending, self.last + INHERITED));
     }
