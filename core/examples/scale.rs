@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use simplestreams::{Builder, BuilderOptions, Followed, Follower, Settings, SnapshotCell};
+use simplestreams::{Builder, BuilderOptions, Followed, Follower, Prepare, Settings, SnapshotCell};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -109,7 +109,7 @@ fn build(root: &str, state: &Path, changes: u32, threads: usize) -> Result<()> {
         state_dir: state.to_owned(),
         indexes: vec![settings],
         threads: NonZeroUsize::new(threads).ok_or("no thread")?,
-        prepare_thread: None,
+        prepare: Prepare::default(),
     })?;
     let shown = || cell.load().as_ref().map_or(0, |snapshot| snapshot.generation());
     until("an index", || {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::index::Running;
 use crate::indexer::{Event, Indexer, Sink, StateFiles};
-use crate::pool::Pool;
+use crate::pool::{Pool, Prepare};
 use crate::progress::{Gauges, Progress};
 use crate::{Settings, state};
 
@@ -35,16 +35,15 @@ pub struct BuilderOptions {
     pub indexes: Vec<Settings>,
     /// How many threads hash.
     pub threads: NonZeroUsize,
-    /// Called on each hashing thread when it starts, after its nice value has been set to 19; for
-    /// what safe Rust cannot do to it.
-    pub prepare_thread: Option<fn()>,
+    /// What the hashing threads call when they start.
+    pub prepare: Prepare,
 }
 
 /// Running threads that scan, hash, watch and publish.
 ///
 /// For each index one builder at a time is active, however many processes try: it holds a lock in
 /// the state directory, and the next one takes over when it goes. Dropping the builder stops and
-/// joins its threads, within the time of hashing one mebibyte.
+/// joins its threads, and writes hashes that wait for it; all of that within a second.
 #[derive(Debug)]
 pub struct Builder {
     indexers: Vec<Running>,
@@ -61,7 +60,7 @@ impl Builder {
     /// When a thread or descriptor cannot be had. Trouble with a tree or the state directory is no
     /// error here: it is logged, and tried again.
     pub fn spawn(options: BuilderOptions) -> io::Result<Self> {
-        let pool = Arc::new(Pool::spawn(options.threads, options.prepare_thread)?);
+        let pool = Arc::new(Pool::spawn(options.threads, options.prepare)?);
         let own: BTreeSet<String> = options.indexes.iter().map(Settings::id).collect();
         pool.cache().shared_by(own.clone(), Instant::now());
         if is_open_to_others(&options.state_dir) {
@@ -219,7 +218,7 @@ mod tests {
             state_dir: state_dir.path().to_owned(),
             indexes: vec![Settings { settle: Duration::ZERO, ..Settings::new(root.path()) }],
             threads: NonZeroUsize::new(2).unwrap(),
-            prepare_thread: Some(hold_up),
+            prepare: Prepare { threads: Some(hold_up), relief: None },
         })
         .unwrap();
         wait("hashing", || builder.progress()[0].files_hashed == 2);
@@ -245,7 +244,7 @@ mod tests {
                 state_dir: state_dir.to_owned(),
                 indexes: vec![settings.clone(), other.clone()],
                 threads: NonZeroUsize::MIN,
-                prepare_thread: None,
+                prepare: Prepare::default(),
             });
             let builder = builder.unwrap();
             wait("a look", || builder.progress().iter().all(Progress::is_idle));

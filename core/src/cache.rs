@@ -9,8 +9,8 @@
 //!
 //! A hash taken within the granularity of the file system's clock after the last change says little:
 //! another change may follow with the same times. It is kept in memory, where the watcher's next
-//! event voids it, and goes to disk when it has stood for a while. That of a file which had not changed
-//! for as long when it was hashed goes there at once.
+//! event voids it, and goes to disk after a while. That of a file whose last change was long ago when its
+//! hashing began goes there at once.
 
 mod census;
 mod store;
@@ -30,8 +30,8 @@ use crate::tree::{Stamp, since_epoch};
 use census::{Census, Present};
 use store::{Ahead, Forgotten, Store};
 
-/// How long a file must have been as it was hashed before the hash goes to disk: longer than the clocks
-/// of file systems are coarse.
+/// How long ago a file must have changed before its hash goes to disk: longer than the clocks of file
+/// systems are coarse.
 const STAND: Duration = Duration::from_secs(3);
 
 /// How often it is tried to have the file that could not be had, or was given up: its disk may have been
@@ -48,6 +48,27 @@ pub struct HashCache {
     inner: Mutex<Inner>,
     /// See [`HashCache::keep_links_only`].
     links_only: AtomicBool,
+}
+
+/// One hashing of a version.
+#[derive(Debug)]
+pub struct Attempt {
+    begun: SystemTime,
+    is_void: AtomicBool,
+}
+
+impl Attempt {
+    /// It begins now.
+    pub fn begin() -> Self {
+        Self { begun: SystemTime::now(), is_void: AtomicBool::new(false) }
+    }
+
+    /// A file was written to meanwhile: what was read may be neither what it was nor what it is, and its
+    /// clock may be too coarse to show it. Nothing of it is to be remembered from now on; what was before
+    /// is to be [forgotten](HashCache::forget).
+    pub fn make_void(&self) {
+        self.is_void.store(true, Ordering::Release);
+    }
 }
 
 /// What a file's identity comes to, beside the time of its inode.
@@ -138,7 +159,7 @@ impl HashCache {
             // Renamed, or another link to it: known under this name from now on.
             let record = Record { changed: stamp.changed, path, ..record };
             inner.forget_ahead(&key);
-            inner.files.insert(key, (record, stands_from(stamp)));
+            inner.files.insert(key, (record, stands_from(stamp, SystemTime::now())));
         }
         Some(record.digest)
     }
@@ -152,20 +173,28 @@ impl HashCache {
     }
 
     /// Remembers the hash of the file at `path`.
-    pub fn put_file(&self, path: &str, file: &FoundFile, digest: Digest) {
-        if self.keeps(file) {
-            let (stamp, mut inner) = (&file.stamp, self.inner());
+    pub fn put_file(&self, path: &str, file: &FoundFile, digest: Digest, of: &Attempt) {
+        let mut inner = self.inner();
+        if self.keeps(file) && !of.is_void.load(Ordering::Acquire) {
+            let stamp = &file.stamp;
             let record = Record { digest, changed: stamp.changed, path: xxh3_64(path.as_bytes()) };
             let key = Key::of(stamp);
             inner.forget_ahead(&key);
-            inner.files.insert(key, (record, stands_from(stamp)));
+            inner.files.insert(key, (record, stands_from(stamp, of.begun)));
         }
     }
 
     /// Remembers the hash of a pair.
-    pub fn put_pair(&self, metadata: Digest, (root, file): (Digest, &FoundFile), digest: Digest) {
-        if self.keeps(file) {
-            self.inner().pairs.insert((metadata, root), digest);
+    pub fn put_pair(
+        &self,
+        metadata: Digest,
+        (root, file): (Digest, &FoundFile),
+        digest: Digest,
+        of: &Attempt,
+    ) {
+        let mut inner = self.inner();
+        if self.keeps(file) && !of.is_void.load(Ordering::Acquire) {
+            inner.pairs.insert((metadata, root), digest);
         }
     }
 
@@ -343,10 +372,10 @@ impl Inner {
     }
 }
 
-/// From when on the hash of a file with this stamp, hashed just now, may go to disk.
-fn stands_from(stamp: &Stamp) -> Instant {
+/// From when on the hash of a file with this stamp may go to disk, if its hashing had `begun` then.
+fn stands_from(stamp: &Stamp, begun: SystemTime) -> Instant {
     // A clock that was set back puts the change into the future.
-    let age = since_epoch(SystemTime::now()).saturating_sub(stamp.changed);
+    let age = since_epoch(begun).saturating_sub(stamp.changed);
     let age = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
     Instant::now() + STAND.saturating_sub(age)
 }

@@ -39,6 +39,8 @@ pub struct Catalog {
     aliases: Claims,
     /// Products to be judged anew.
     changed: BTreeSet<ProductName>,
+    /// Keys of aliases that several products have, or had, and of which nothing was said yet.
+    clashes: HashSet<u64>,
     problems: BTreeMap<ProductName, Problems>,
     counts: Counts,
 }
@@ -109,6 +111,7 @@ impl Catalog {
             fingerprints: Claims::default(),
             aliases: Claims::default(),
             changed: BTreeSet::new(),
+            clashes: HashSet::new(),
             problems: BTreeMap::new(),
             counts: Counts::default(),
         }
@@ -167,24 +170,33 @@ impl Catalog {
     /// Judges anew what changed since the last time. Gives the products that may be listed in
     /// another way than before, or not at all.
     pub fn settle(&mut self, overrides: &fields::Files) -> BTreeSet<ProductName> {
-        let mut done = BTreeSet::new();
-        let mut keys = HashSet::new();
+        let mut done = self.settle_what_is_alone(overrides);
+        let mut keys = std::mem::take(&mut self.clashes);
         while let Some(name) = self.changed.pop_first() {
-            if done.contains(&name) {
-                continue;
+            if !done.contains(&name) {
+                let group = self.group(name);
+                self.judge(&group, overrides, &mut keys);
+                done.extend(group);
             }
-            if self.is_alone(&name) {
-                let draft = self.draft(&name, overrides);
-                self.conclude(&name, draft, false, &mut keys);
-                done.insert(name);
-                continue;
-            }
-            let group = self.group(name);
-            self.judge(&group, overrides, &mut keys);
-            done.extend(group);
         }
         self.report_alias_clashes(&keys, overrides);
         done
+    }
+
+    /// The same for those that have no fingerprint in common with others, as nearly all: what is gathered
+    /// piece by piece is judged with less waiting. Clashes of aliases are left to [`settle`](Self::settle).
+    pub fn settle_what_is_alone(&mut self, overrides: &fields::Files) -> BTreeSet<ProductName> {
+        let changed = std::mem::take(&mut self.changed);
+        let (alone, rest): (BTreeSet<_>, _) =
+            changed.into_iter().partition(|name| self.is_alone(name));
+        self.changed = rest;
+        let mut keys = std::mem::take(&mut self.clashes);
+        for name in &alone {
+            let draft = self.draft(name, overrides);
+            self.conclude(name, draft, false, &mut keys);
+        }
+        self.clashes = keys;
+        alone
     }
 
     /// Whether the product, as nearly every one, has no fingerprint that another has.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::MemfdFlags;
 
-use crate::cache::HashCache;
+use crate::cache::{Attempt, HashCache};
 use crate::kind::{self, Kind};
 use crate::name::ProductName;
 use crate::render::Documents;
@@ -198,7 +198,7 @@ pub fn cache(data: &[u8]) {
     // was met has been repaired.
     let (stamp, digest) = (stamp(9999), Digest::of(b"new"));
     let found = (0..3).any(|_| {
-        cache.put_file("new", &file(&stamp), digest);
+        cache.put_file("new", &file(&stamp), digest, &Attempt::begin());
         cache.flush_young();
         cache.file("new", &stamp) == Some(digest)
     });
@@ -230,8 +230,8 @@ fn known_cache(path: &Path) -> HashMap<Stamp, Digest> {
         let cache = HashCache::default();
         cache.persist(path);
         for (stamp, digest) in &known {
-            cache.put_file("a", &file(stamp), *digest);
-            cache.put_pair(*digest, (*digest, &file(stamp)), *digest);
+            cache.put_file("a", &file(stamp), *digest, &Attempt::begin());
+            cache.put_pair(*digest, (*digest, &file(stamp)), *digest, &Attempt::begin());
         }
         cache.put_text("/a".to_owned(), b"{}".to_vec());
         cache.flush_young();

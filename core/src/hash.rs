@@ -12,9 +12,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cache::HashCache;
+use crate::cache::{Attempt, HashCache};
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
@@ -46,8 +46,10 @@ pub enum Outcome {
 pub struct Context<'a> {
     /// Where hashes are looked up and remembered.
     pub cache: &'a HashCache,
-    /// Set when hashing has to end.
-    pub stop: &'a AtomicBool,
+    /// For the cache.
+    pub attempt: &'a Attempt,
+    /// Asked after each step; says no when hashing has to end.
+    pub go_on: &'a dyn Fn() -> bool,
     /// Counts the bytes read.
     pub bytes: &'a AtomicU64,
     /// Whether whoever asks sees to it that the files are where they were when all is hashed.
@@ -119,7 +121,12 @@ fn verified(
     let directory = tree.directory(path).map_err(|err| failure(path, &err))?;
     for file in plan.unified.values() {
         look_inside(&directory, path, file, plan.doubtful)?;
+        if !(context.go_on)() {
+            return Err(Failure::Stopped);
+        }
     }
+    // What does not keep a promise is not listed, and nobody would look at it again.
+    let context = Context { seen_to: context.seen_to && plan.sums.is_none(), ..context };
     let hashes = match known(path, plan, context.cache) {
         Some(hashes) => hashes,
         None => read_all(&directory, path, plan, context, buffer)?,
@@ -232,7 +239,7 @@ fn read_all(
         let lanes = read(directory, path, file, vec![Lane::default()], context, buffer)?;
         let lane = lanes.into_iter().next().unwrap_or_default();
         let digest = lane.clone().finish();
-        context.cache.put_file(&join(path, &file.name), file, digest);
+        context.cache.put_file(&join(path, &file.name), file, digest, context.attempt);
         hashes.files.insert(file.name.clone(), digest);
         Ok((digest, lane))
     };
@@ -254,18 +261,18 @@ fn read_all(
         }
         let lanes = read(directory, path, file, lanes, context, buffer)?;
         let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
-        context.cache.put_file(&join(path, &file.name), file, digests[0]);
+        context.cache.put_file(&join(path, &file.name), file, digests[0], context.attempt);
         hashes.files.insert(file.name.clone(), digests[0]);
         for (&client, (metadata, _)) in &states {
             let combined = digests[lane_of[metadata]];
-            context.cache.put_pair(*metadata, (digests[0], file), combined);
+            context.cache.put_pair(*metadata, (digests[0], file), combined, context.attempt);
             hashes.pairs.insert((client, root), combined);
         }
     }
     Ok(hashes)
 }
 
-/// A file's, to be hashed.
+/// What of a file is to be hashed: its bytes, or where they come from.
 enum Content<'a> {
     /// One that fits is read once.
     Whole(&'a [u8]),
@@ -291,16 +298,15 @@ fn read(
         // Before anything is read of it, for that would show.
         Content::Chunks(Source::new(Arc::clone(&file), size))
     };
-    let go_on = || !context.stop.load(Ordering::Relaxed);
     let whole = match content {
-        Content::Whole(bytes) => whole::check(bytes, size, &go_on),
-        Content::Chunks(_) => whole::check(&*file, size, &go_on),
+        Content::Whole(bytes) => whole::check(bytes, size, context.go_on),
+        Content::Chunks(_) => whole::check(&*file, size, context.go_on),
     };
     if let Err(whole::CutShort(reason)) = whole.map_err(failed)? {
         return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
     }
     // What was not looked at to its end is not known to be whole.
-    if !go_on() {
+    if !(context.go_on)() {
         return Err(Failure::Stopped);
     }
     let fed = match content {
@@ -333,7 +339,7 @@ fn feed(
     (context.begins)(&crew);
     let go_on = |crew: &Crew| {
         (context.between)(crew);
-        !context.stop.load(Ordering::Relaxed)
+        (context.go_on)()
     };
     let count = |bytes| {
         context.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -348,7 +354,8 @@ fn read_small<'a>(file: &File, size: u64, buffer: &'a mut Vec<u8>) -> io::Result
         buffer.resize(size, 0);
     }
     let content = &mut buffer[..size];
-    Ok((source::read_at(file, content, 0)? == size).then_some(content))
+    let read = whole::read_at(file, content, 0)?;
+    Ok((read.len() == size).then_some(read))
 }
 
 #[cfg(test)]

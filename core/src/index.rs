@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::follow::SnapshotCell;
 use crate::indexer::{Event, Indexer, Signal, Sink};
-use crate::pool::Pool;
+use crate::pool::{Pool, Prepare};
 use crate::progress::{Gauges, Progress};
 use crate::{Settings, Snapshot};
 
@@ -37,8 +37,8 @@ impl Default for IndexOptions {
     }
 }
 
-/// A live index, kept in memory. Dropping it stops and joins its threads, within the time of
-/// hashing one mebibyte.
+/// A live index, kept in memory. Dropping it stops and joins its threads, and writes hashes that wait for
+/// it; all of that within a second.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -88,7 +88,7 @@ impl Index {
     /// hashes are kept in memory.
     pub fn open_with(settings: Settings, options: IndexOptions) -> io::Result<Self> {
         let cell = Arc::<(SnapshotCell, Signal)>::default();
-        let pool = Arc::new(Pool::spawn(options.threads, None)?);
+        let pool = Arc::new(Pool::spawn(options.threads, Prepare::default())?);
         pool.cache().shared_by(BTreeSet::from([settings.id()]), Instant::now());
         let sink = Sink { cell: Some(Arc::clone(&cell)), once: options.once, ..Sink::default() };
         let (sender, events) = channel();

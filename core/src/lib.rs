@@ -80,6 +80,7 @@ pub use builder::{Builder, BuilderOptions};
 pub use digest::{Digest, ParseDigestError};
 pub use follow::{Followed, Follower, SnapshotCell};
 pub use index::{Index, IndexOptions, default_threads};
+pub use pool::Prepare;
 pub use problem::{Problem, Report, printable};
 pub use progress::Progress;
 pub use settings::{Aliases, Settings, check_stream_name};

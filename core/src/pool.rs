@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::Problem;
-use crate::cache::HashCache;
+use crate::cache::{Attempt, HashCache};
 use crate::entry::Plan;
 use crate::hash::{self, Context, Crew, Outcome};
 use crate::progress::Gauges;
@@ -40,6 +40,16 @@ pub struct Priority {
     pub version: std::cmp::Reverse<String>,
 }
 
+/// What threads call when they start, after they have got their nice values; for what safe Rust cannot do
+/// to them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prepare {
+    /// Each of those that hash, of nice value 19.
+    pub threads: Option<fn()>,
+    /// The one that relieves them when they do not come forward, of nice value 10.
+    pub relief: Option<fn()>,
+}
+
 /// A version to hash.
 pub struct Job {
     /// Where it lies.
@@ -48,6 +58,8 @@ pub struct Job {
     pub path: Arc<str>,
     /// What to hash.
     pub plan: Arc<Plan>,
+    /// This hashing, for the cache.
+    pub attempt: Arc<Attempt>,
     /// Where the bytes read are counted.
     pub gauges: Arc<Gauges>,
     /// See [`Context::seen_to`].
@@ -61,7 +73,8 @@ pub struct Job {
 ///
 /// Where other programs want every processor all the time, a thread at idle priority gets a thousandth
 /// of one, and an image that was uploaded there would take minutes to be listed. So one more thread, at
-/// a low but not at idle priority, works whenever the others have not come forward for a moment.
+/// a low but not at idle priority, works whenever the others have not come forward for a moment: on small
+/// versions that wait, and in turn, for a second each, on the larger files that are being hashed.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -80,13 +93,13 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads, each of which calls `prepare` first, and the relief, which does not.
-    /// They inherit the caller's signal mask.
+    /// Starts `threads` threads and the relief, each of which calls its `prepare` first. They inherit the
+    /// caller's signal mask.
     ///
     /// # Errors
     ///
     /// When a thread cannot be had.
-    pub fn spawn(threads: NonZeroUsize, prepare: Option<fn()>) -> io::Result<Self> {
+    pub fn spawn(threads: NonZeroUsize, prepare: Prepare) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             desk: Desk::new(threads.get()),
             stop: AtomicBool::new(false),
@@ -96,11 +109,11 @@ impl Pool {
         for number in 0..threads.get() {
             let shared = Arc::clone(&pool.shared);
             let thread = thread::Builder::new().name(format!("ss-hash{number}"));
-            pool.threads.push(thread.spawn(move || work(&shared, prepare))?);
+            pool.threads.push(thread.spawn(move || work(&shared, prepare.threads))?);
         }
         let shared = Arc::clone(&pool.shared);
         let relief = thread::Builder::new().name("ss-relief".into());
-        pool.threads.push(relief.spawn(move || relieve(&shared))?);
+        pool.threads.push(relief.spawn(move || relieve(&shared, prepare.relief))?);
         Ok(pool)
     }
 
@@ -136,16 +149,15 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
     if let Some(prepare) = prepare {
         prepare();
     }
-    let stepped = || shared.desk.has_stepped();
     let mut buffer = Vec::new();
     while let Some(task) = shared.desk.next() {
         match task {
             Task::Hash(priority, job) => {
-                carry_out(shared, &priority, *job, &mut buffer, &stepped);
+                carry_out(shared, &priority, *job, &mut buffer, &|| shared.desk.has_stepped());
             }
             Task::Help(crew) => {
                 let go_on = || {
-                    stepped();
+                    shared.desk.has_stepped();
                     !shared.desk.has_jobs()
                 };
                 // A panic here is the owner's failure too, who reports it.
@@ -155,8 +167,11 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
     }
 }
 
-fn relieve(shared: &Shared) {
+fn relieve(shared: &Shared, prepare: Option<fn()>) {
     yield_to_others(RELIEF);
+    if let Some(prepare) = prepare {
+        prepare();
+    }
     let mut buffer = Vec::new();
     while let Some(task) = shared.desk.relief() {
         match task {
@@ -166,6 +181,7 @@ fn relieve(shared: &Shared) {
                 let go_on = || Instant::now() < end && !shared.stop.load(Ordering::Relaxed);
                 // As above.
                 drop(catch_unwind(AssertUnwindSafe(|| crew.relieve(go_on))));
+                shared.desk.is_relieved_no_more();
             }
         }
     }
@@ -178,8 +194,11 @@ fn carry_out(
     buffer: &mut Vec<u8>,
     stepped: &dyn Fn(),
 ) {
-    let between = |crew: &Crew| {
+    let go_on = || {
         stepped();
+        !shared.stop.load(Ordering::Relaxed)
+    };
+    let between = |crew: &Crew| {
         // What is small and should have come first does not wait for the rest of a large file,
         // unless it is about to be taken by another thread.
         while crew.is_alone()
@@ -190,7 +209,8 @@ fn carry_out(
     };
     let context = Context {
         cache: &shared.cache,
-        stop: &shared.stop,
+        attempt: &job.attempt,
+        go_on: &go_on,
         bytes: &job.gauges.bytes_hashed,
         seen_to: job.seen_to,
         begins: &|crew| shared.desk.ask_for_help(crew),
@@ -205,15 +225,16 @@ fn carry_out(
             "report the message in the log, with the file",
         ))
     });
-    stepped();
     (job.done)(outcome);
+    stepped();
 }
 
-/// Lets others on the machine go first.
+/// Lets others on the machine go first: gives the calling thread this nice value, or leaves it a higher
+/// one that somebody chose.
 fn yield_to_others(nice: i32) {
-    // On Linux both are properties of the calling thread. Neither can fail for lack of rights;
-    // where a sandbox forbids them, hashing at normal priority is still correct.
-    if let Err(err) = rustix::process::setpriority_process(None, nice) {
+    // Of the thread, on Linux. Where a sandbox forbids it, hashing at normal priority is still correct.
+    let chosen = rustix::process::getpriority_process(None).unwrap_or(0);
+    if let Err(err) = rustix::process::setpriority_process(None, nice.max(chosen)) {
         log::debug!("cannot lower the priority of a hashing thread ({err})");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::Problem;
+use crate::cache::Attempt;
 use crate::entry::{self, Entry, Hashes, Incomplete, Plan};
 use crate::quiet::{Quiet, Writers};
 use crate::scan::{self, FoundFile, FoundVersion, unreadable};
@@ -38,7 +39,7 @@ enum State {
     /// Nothing to do but wait: for writers, for quiet, or for a change.
     Resting,
     /// Being hashed, under this ticket; if that is another try, with what was wrong before.
-    Hashing { ticket: u64, plan: Arc<Plan>, before: Option<Box<Problem>> },
+    Hashing { ticket: u64, plan: Arc<Plan>, attempt: Arc<Attempt>, before: Option<Box<Problem>> },
     /// Not to be listed as it is.
     Broken { problem: Box<Problem>, plan: Option<Arc<Plan>> },
 }
@@ -144,12 +145,13 @@ impl Version {
     pub fn written(&mut self, name: &str) -> Option<Stamp> {
         let at = self.files.iter().position(|(file, _)| file.name == name)?;
         let (file, _) = self.files.swap_remove(at);
+        let is_of = |plan: &Plan| plan.all_files().any(|planned| planned.name == name);
         match &self.state {
-            State::Hashing { plan, .. } | State::Broken { plan: Some(plan), .. }
-                if plan.all_files().any(|planned| planned.name == name) =>
-            {
+            State::Hashing { plan, attempt, .. } if is_of(plan) => {
+                attempt.make_void();
                 self.state = State::Resting;
             }
+            State::Broken { plan: Some(plan), .. } if is_of(plan) => self.state = State::Resting,
             _ => {}
         }
         Some(file.stamp)
@@ -287,7 +289,7 @@ impl Version {
     }
 
     /// Hashing of `plan` began under `ticket`.
-    pub fn hashing(&mut self, ticket: u64, plan: Arc<Plan>) {
+    pub fn hashing(&mut self, ticket: u64, plan: Arc<Plan>, attempt: Arc<Attempt>) {
         let before = match &self.state {
             State::Broken { problem, plan: Some(broken) } if *broken == plan => {
                 Some(problem.clone())
@@ -295,7 +297,7 @@ impl Version {
             State::Hashing { plan: same, before, .. } if *same == plan => before.clone(),
             _ => None,
         };
-        self.state = State::Hashing { ticket, plan, before };
+        self.state = State::Hashing { ticket, plan, attempt, before };
     }
 
     /// Takes the plan back if `ticket` is the one that is being hashed: other results are of a

@@ -140,7 +140,12 @@ fn xz<C: Content + ?Sized>(file: &C, size: u64) -> io::Result<Result<(), CutShor
     }
 }
 
-fn read_at<'a, C: Content + ?Sized>(
+/// As many bytes from `offset` as `buffer` or the file has.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn read_at<'a, C: Content + ?Sized>(
     file: &C,
     buffer: &'a mut [u8],
     offset: u64,

@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use simplestreams::{Builder, BuilderOptions, Followed, Follower, SnapshotCell, default_threads};
+use simplestreams::{
+    Builder, BuilderOptions, Followed, Follower, Prepare, SnapshotCell, default_threads,
+};
 
 use crate::conf::{Index, MainConf};
 use crate::ffi::{self, Role, Timer};
@@ -164,7 +166,7 @@ fn builder(conf: &MainConf, state_dir: PathBuf) -> Service<Builder> {
         state_dir,
         indexes: conf.indexes().iter().map(|index| index.settings.clone()).collect(),
         threads: conf.threads.unwrap_or_else(default_threads),
-        prepare_thread: Some(threads::idle),
+        prepare: Prepare { threads: Some(threads::idle), relief: Some(threads::idle_disk) },
     };
     Service::new("builder", Builder::is_alive, move || Builder::spawn(options.clone()))
 }

@@ -52,14 +52,22 @@ pub(crate) fn undisturbed<T>(start: impl FnOnce() -> T) -> T {
 /// Lets the calling thread have the CPU and the disk only when nobody else wants them: hashing must
 /// not be felt by requests.
 pub(crate) fn idle() {
-    /// `ioprio_set(2)`: the calling thread, and the idle class in the class's bits.
-    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
-    // SAFETY: both calls take numbers and, the first, a structure that it only reads; they affect
-    // the calling thread alone. Where they are refused, it is merely less polite.
+    // SAFETY: the call takes a number and a structure that it only reads, for which zero is valid; it
+    // affects the calling thread alone. Where it is refused, it is merely less polite.
     unsafe {
         let parameters: libc::sched_param = std::mem::zeroed();
         libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters);
+    }
+    idle_disk();
+}
+
+/// The same, for the disk alone.
+pub(crate) fn idle_disk() {
+    /// `ioprio_set(2)`: the calling thread, and the idle class in the class's bits.
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_IDLE: libc::c_int = 3 << 13;
+    // SAFETY: the call takes numbers, and affects the calling thread alone; refused, as above.
+    unsafe {
         libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE);
     }
 }

@@ -17,7 +17,7 @@ fn young(inode: u64) -> Stamp {
 fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
     let cache = HashCache::default();
     let digest = Digest::of(b"x");
-    cache.put_file("a", &file(&STAMP), digest);
+    cache.put_file("a", &file(&STAMP), digest, &Attempt::begin());
     assert_eq!(cache.file("a", &STAMP), Some(digest));
     let touched = Stamp { changed: 6, ..STAMP };
     assert_eq!(cache.file("a", &touched), None, "the same name with another time");
@@ -36,7 +36,7 @@ fn a_rename_keeps_the_hash_and_a_rewrite_does_not() {
     cache.forget(&touched);
     assert_eq!(cache.file("b", &touched), None);
     let unborn = Stamp { born: None, ..STAMP };
-    cache.put_file("a", &file(&unborn), digest);
+    cache.put_file("a", &file(&unborn), digest, &Attempt::begin());
     assert_eq!(cache.file("a", &unborn), Some(digest));
     assert_eq!(cache.file("b", &Stamp { changed: 6, ..unborn }), None, "it may be another file");
 }
@@ -46,9 +46,14 @@ fn filled(path: &Path) {
     cache.persist(path);
     for number in 0..500 {
         let stamp = Stamp { inode: number, ..STAMP };
-        cache.put_file("a", &file(&stamp), Digest::of(&number.to_le_bytes()));
+        cache.put_file("a", &file(&stamp), Digest::of(&number.to_le_bytes()), &Attempt::begin());
     }
-    cache.put_pair(Digest::of(b"m"), (Digest::of(b"r"), &file(&STAMP)), Digest::of(b"mr"));
+    cache.put_pair(
+        Digest::of(b"m"),
+        (Digest::of(b"r"), &file(&STAMP)),
+        Digest::of(b"mr"),
+        &Attempt::begin(),
+    );
     cache.flush();
 }
 
@@ -94,14 +99,19 @@ fn what_is_gone_for_long_is_dropped() {
     filled(&path);
     let cache = HashCache::default();
     cache.persist(&path);
-    cache.put_pair(digest(1), (digest(2), &file(&STAMP)), Digest::of(b"12"));
-    cache.put_pair(digest(1), (digest(400), &file(&STAMP)), Digest::of(b"1400"));
+    cache.put_pair(digest(1), (digest(2), &file(&STAMP)), Digest::of(b"12"), &Attempt::begin());
+    cache.put_pair(digest(1), (digest(400), &file(&STAMP)), Digest::of(b"1400"), &Attempt::begin());
     cache.put_text("/a".into(), b"a".to_vec());
     cache.put_text("/b".into(), b"b".to_vec());
     cache.flush();
     // Hashed a moment ago, and not on disk yet.
-    cache.put_file("x", &file(&young(1000)), Digest::of(b"x"));
-    cache.put_pair(Digest::of(b"x"), (digest(3), &file(&STAMP)), Digest::of(b"x3"));
+    cache.put_file("x", &file(&young(1000)), Digest::of(b"x"), &Attempt::begin());
+    cache.put_pair(
+        Digest::of(b"x"),
+        (digest(3), &file(&STAMP)),
+        Digest::of(b"x3"),
+        &Attempt::begin(),
+    );
     cache.put_text("/a".into(), b"a".to_vec());
     cache.flush();
     let start = (Instant::now(), SystemTime::now());
@@ -143,8 +153,8 @@ fn files_with_one_name_need_not_be_remembered() {
     let linked = FoundFile { links: 2, ..file(&Stamp { inode: 9, ..STAMP }) };
     for file in [file(&STAMP), linked] {
         let digest = Digest::of(&file.links.to_le_bytes());
-        cache.put_file("a", &file, digest);
-        cache.put_pair(digest, (digest, &file), digest);
+        cache.put_file("a", &file, digest, &Attempt::begin());
+        cache.put_pair(digest, (digest, &file), digest, &Attempt::begin());
         let is_kept = file.links > 1;
         assert_eq!(cache.file("a", &file.stamp).is_some(), is_kept);
         assert_eq!(cache.file("b", &file.stamp).is_some(), is_kept, "another name of it");
@@ -173,7 +183,12 @@ fn what_is_read_ahead_does_not_outlive_what_it_is_about() {
     assert_eq!(cache.file("b", &renamed), Some(Digest::of(&10_u64.to_le_bytes())));
     assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"r")), Some(Digest::of(b"mr")));
     cache.forget(&of(7));
-    cache.put_file("b", &file(&Stamp { changed: 9, ..of(8) }), Digest::of(b"new"));
+    cache.put_file(
+        "b",
+        &file(&Stamp { changed: 9, ..of(8) }),
+        Digest::of(b"new"),
+        &Attempt::begin(),
+    );
     cache.flush();
     assert_eq!(cache.file("a", &of(7)), None);
     assert_eq!(cache.file("b", &Stamp { changed: 9, ..of(8) }), Some(Digest::of(b"new")));
@@ -193,10 +208,10 @@ fn a_file_that_could_not_be_had_is_tried_again() {
     cache.persist(&path);
     assert!(cache.inner().store.is_none(), "the other has it");
     let written = Stamp { inode: 77, ..STAMP };
-    before.put_file("b", &file(&written), Digest::of(b"old"));
+    before.put_file("b", &file(&written), Digest::of(b"old"), &Attempt::begin());
     before.flush();
     cache.forget(&written);
-    cache.put_file("a", &file(&STAMP), Digest::of(b"x"));
+    cache.put_file("a", &file(&STAMP), Digest::of(b"x"), &Attempt::begin());
     cache.flush();
     let later = Instant::now() + RETRY;
     cache.inner().try_again(later);
@@ -214,6 +229,25 @@ fn a_file_that_could_not_be_had_is_tried_again() {
     assert_eq!(cache.file("b", &written), None, "on disk too");
 }
 
+/// The writer was seen while a file was hashed: what was read of it is not remembered afterwards.
+#[test]
+fn what_is_void_is_not_remembered() {
+    let cache = HashCache::default();
+    let attempt = Attempt::begin();
+    cache.put_file("a", &file(&STAMP), Digest::of(b"x"), &attempt);
+    attempt.make_void();
+    cache.forget(&STAMP);
+    cache.put_file("a", &file(&STAMP), Digest::of(b"x"), &attempt);
+    cache.put_pair(
+        Digest::of(b"m"),
+        (Digest::of(b"x"), &file(&STAMP)),
+        Digest::of(b"mx"),
+        &attempt,
+    );
+    assert_eq!(cache.file("a", &STAMP), None);
+    assert_eq!(cache.pair(Digest::of(b"m"), Digest::of(b"x")), None);
+}
+
 #[test]
 fn what_is_young_stays_in_memory() {
     let dir = tempfile::tempdir().unwrap();
@@ -222,7 +256,7 @@ fn what_is_young_stays_in_memory() {
     cache.persist(&path);
     let (young, ahead) = (young(1), Stamp { changed: i64::MAX, ..young(2) });
     for stamp in [&young, &ahead, &STAMP] {
-        cache.put_file("a", &file(stamp), Digest::of(b"x"));
+        cache.put_file("a", &file(stamp), Digest::of(b"x"), &Attempt::begin());
     }
     cache.flush();
     drop(cache);

@@ -1,4 +1,4 @@
-//! One large file on its way through its lanes, by one thread or by several.
+//! One file of several chunks on its way through its lanes, by one thread or by several.
 //!
 //! The thread whose job the file is works until it is done. Threads that have nothing else to do
 //! may help, and leave when they have. All of them take steps: to read the next chunk, or to feed
@@ -21,6 +21,8 @@ const CHUNKS: usize = 4;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Crew {
+    /// Bytes of the file.
+    size: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -90,12 +92,12 @@ impl Crew {
             failure: None,
             over: false,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { size, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Bytes of the file.
     pub(crate) fn size(&self) -> u64 {
-        self.state().size
+        self.size
     }
 
     /// Bytes that have not been read yet.
@@ -119,9 +121,11 @@ impl Crew {
         joins
     }
 
-    /// Makes the calling thread the only one that takes steps, if it is not done yet.
+    /// Makes the calling thread the only one that takes steps, if it is not done yet. Waits for nobody.
     pub(crate) fn take_over(&self) -> bool {
-        let mut state = self.state();
+        let Ok(mut state) = self.state.try_lock() else {
+            return false;
+        };
         let takes_over = !state.over && !state.relieved && !state.is_done();
         state.relieved |= takes_over;
         takes_over
@@ -218,6 +222,7 @@ impl Crew {
         });
         match step {
             Step::Read(mut source, mut buffer) => {
+                buffer.resize(CHUNK, 0);
                 let read = source.read(&mut buffer);
                 self.state().have_read(source, buffer, read);
             }
@@ -302,11 +307,10 @@ impl State {
             return None;
         }
         let source = self.source.take()?;
-        let mut buffer = self.spare.pop().unwrap_or_else(|| {
+        let buffer = self.spare.pop().unwrap_or_else(|| {
             self.buffers += 1;
             Vec::new()
         });
-        buffer.resize(CHUNK, 0);
         Some(Step::Read(source, buffer))
     }
 

@@ -1,4 +1,4 @@
-//! Reads a large file once, and leaves the page cache as it was found.
+//! Reads a file of several chunks once, and leaves the page cache as it was found.
 //!
 //! The same memory holds the images that are being downloaded. A file that was just uploaded is in
 //! it and will be wanted next: it is read from there, and stays. A file that is not, as most of a
@@ -8,11 +8,12 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use crate::whole;
 
 /// Bytes of one read: the time to hash them is many times that of the system calls, and they still
 /// fit into a processor's own cache.
@@ -47,7 +48,7 @@ impl Source {
     /// nothing.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.ask_ahead(buffer.len() as u64);
-        let length = read_at(&self.file, buffer, self.offset)?;
+        let length = whole::read_at(&*self.file, buffer, self.offset)?.len();
         if self.asked.is_some() {
             advise(&self.file, self.offset, length as u64, Advice::DontNeed);
         }
@@ -97,20 +98,6 @@ fn advise(file: &File, offset: u64, length: u64, advice: Advice) {
     if let Err(err) = fadvise(file, offset, NonZeroU64::new(length), advice) {
         log::debug!("the kernel takes no advice on reading a file ({err})");
     }
-}
-
-/// As many bytes from `offset` as `buffer` or the file has.
-pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(err),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]
@@ -174,7 +161,7 @@ mod tests {
         };
         std::io::copy(&mut &*file, &mut io::sink()).unwrap();
         let mut start = vec![0; SIZE];
-        assert_eq!(read_at(&file, &mut start, 0).unwrap(), SIZE);
+        assert_eq!(whole::read_at(&*file, &mut start, 0).unwrap().len(), SIZE);
         assert_eq!(read_all(&file), SIZE);
         assert!(in_memory(&file) >= SIZE, "{} of {SIZE} bytes", in_memory(&file));
     }
@@ -188,7 +175,7 @@ mod tests {
         assert_eq!(source.read(&mut vec![0; CHUNK]).unwrap(), CHUNK);
         // What is being read is in nobody's power.
         let mut rest = vec![0; SIZE];
-        assert_eq!(read_at(&file, &mut rest, 0).unwrap(), SIZE);
+        assert_eq!(whole::read_at(&*file, &mut rest, 0).unwrap().len(), SIZE);
         drop(source);
         assert_eq!(in_memory(&file), CHUNK, "the first chunk was just read by this test");
     }

@@ -32,10 +32,11 @@ impl Site {
     fn hash(&self, stop: bool, between: &dyn Fn(&Crew)) -> Outcome {
         let files = scan::files(&self.tree.anchor().unwrap(), VERSION).unwrap();
         let (plan, _) = entry::plan(VERSION, &files.images);
-        let (cache, bytes, stop) = (HashCache::default(), AtomicU64::new(0), stop.into());
+        let (cache, bytes) = (HashCache::default(), AtomicU64::new(0));
         let context = Context {
             cache: &cache,
-            stop: &stop,
+            attempt: &Attempt::begin(),
+            go_on: &|| !stop,
             bytes: &bytes,
             seen_to: false,
             begins: &|_| {},

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Indexer, SHARE, is_newest, paths_from};
 use crate::name::ProductName;
-use crate::tree::{is_passing, join};
+use crate::tree::join;
 use crate::version::Version;
 use crate::{Problem, parallel};
 
@@ -56,15 +56,13 @@ impl Indexer {
         let listed = self.versions.iter().filter(|(_, of)| of.entry().is_some());
         let listed: Vec<_> = listed.collect();
         let are_there = parallel::map(&listed, SHARE, |(path, version)| {
-            version.files().all(|(name, stamp)| match self.tree.stamp(&join(path, name)) {
-                Ok(found) => found == *stamp,
-                Err(err) => is_passing(&err),
-            })
+            let is_there = |name| self.tree.stamp(&join(path, name));
+            version.files().all(|(name, stamp)| is_there(name).is_ok_and(|found| found == *stamp))
         });
         let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);
         let before = self.dirty.len();
         self.dirty.extend(gone.map(|((path, _), _)| path.to_string()));
-        self.tally.hashed_in_vain += (self.dirty.len() - before) as u64;
+        self.tally.hashed_in_vain += u64::from(self.dirty.len() > before);
     }
 
     /// Tells the catalog what changed since the last time.

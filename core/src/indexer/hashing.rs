@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::hashing_log::Amount;
 use super::{Event, Hashed, Indexer, RETRY, is_newest};
+use crate::cache::Attempt;
 use crate::entry::{Entry, Hashes, Plan};
 use crate::hash::{self, Outcome};
 use crate::pool::{Job, Priority};
@@ -77,7 +78,10 @@ impl Indexer {
         self.hashing_log.begin(self.gauges.bytes_hashed.load(Ordering::Relaxed), Instant::now());
         self.tickets += 1;
         let ticket = self.tickets;
-        self.update(path, |version| version.hashing(ticket, Arc::clone(&plan)));
+        let attempt = Arc::new(Attempt::begin());
+        self.update(path, |version| {
+            version.hashing(ticket, Arc::clone(&plan), Arc::clone(&attempt));
+        });
         let Some(path) = self.key(path) else {
             return;
         };
@@ -88,6 +92,7 @@ impl Indexer {
                 tree: self.tree.clone(),
                 path,
                 plan,
+                attempt,
                 gauges: Arc::clone(&self.gauges),
                 // See `doubt_what_changed`.
                 seen_to: self.once,

@@ -75,6 +75,7 @@ impl Indexer {
         if let Some(watcher) = self.watcher.as_mut().filter(|_| !self.once) {
             watcher.add(&self.tree, "");
         }
+        self.next_rescan = None;
         self.look_at_override(REQUIREMENTS);
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
@@ -85,7 +86,9 @@ impl Indexer {
             rescan if self.unwatched => rescan.min(UNWATCHED),
             rescan => rescan,
         };
-        self.next_rescan = (!rescan.is_zero()).then(|| Instant::now() + rescan);
+        let regular = (!rescan.is_zero()).then(|| Instant::now() + rescan);
+        // In the middle of the look it may have turned out that all is elsewhere now.
+        self.next_rescan = self.next_rescan.into_iter().chain(regular).min();
         let refusal = self.watcher.as_mut().and_then(Watcher::take_refusal);
         self.tally.looked(refusal.as_ref().map_or(0, |(_, directories)| *directories));
         if let Some((err, directories)) = refusal {
@@ -172,7 +175,7 @@ impl Indexer {
             self.take_results();
             if self.changed.len() >= AHEAD {
                 self.tell_catalog();
-                self.publisher.settle(&self.overrides);
+                self.publisher.settle_what_is_alone(&self.overrides);
             }
         });
         if let Some(watcher) = &mut self.watcher {

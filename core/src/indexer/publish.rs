@@ -214,8 +214,10 @@ impl Publisher {
                     published: published.saturating_mul(1_000_000),
                     // Once, so that it does not stay in memory.
                     listed: Later::begin("ss-inherit", move || {
-                        let snapshot = snapshot.lock().ok().and_then(|mut it| it.take());
-                        snapshot.map_or_else(HashSet::new, |snapshot| snapshot.listed())
+                        let mut snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+                        let listed = snapshot.as_ref().map(Snapshot::listed);
+                        *snapshot = None;
+                        listed.unwrap_or_default()
                     }),
                 });
             }
@@ -352,9 +354,9 @@ impl Publisher {
         holds
     }
 
-    /// Judges what the catalog was told of.
-    pub(super) fn settle(&mut self, overrides: &fields::Files) {
-        self.changed.append(&mut self.catalog.settle(overrides));
+    /// Judges what the catalog was told of, as far as it is easy.
+    pub(super) fn settle_what_is_alone(&mut self, overrides: &fields::Files) {
+        self.changed.append(&mut self.catalog.settle_what_is_alone(overrides));
     }
 
     /// Publishes what the catalog lists, unless it is what was published last.
@@ -365,7 +367,7 @@ impl Publisher {
         root_missing: bool,
     ) {
         let start = Instant::now();
-        self.settle(overrides);
+        self.changed.append(&mut self.catalog.settle(overrides));
         let counts = self.catalog.counts();
         if counts.products == 0 && self.awaiting.is_some_and(|until| start < until) {
             if self.dirty {

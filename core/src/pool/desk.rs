@@ -90,6 +90,13 @@ impl Desk {
         }
     }
 
+    /// The relief is done with a file: others may help with it again.
+    pub(super) fn is_relieved_no_more(&self) {
+        // Whoever found that it was being relieved waits by now.
+        drop(self.waiting());
+        self.ready.notify_all();
+    }
+
     /// A thread has come a step forward.
     pub(super) fn has_stepped(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
@@ -135,10 +142,10 @@ impl Desk {
                 continue;
             }
             let before = self.steps.load(Ordering::Relaxed);
-            let closed = |waiting: &mut Waiting| !waiting.closed;
+            let goes_on = |waiting: &mut Waiting| !waiting.closed;
             let (after, _) = self
                 .busy
-                .wait_timeout_while(waiting, STANDSTILL, closed)
+                .wait_timeout_while(waiting, STANDSTILL, goes_on)
                 .unwrap_or_else(PoisonError::into_inner);
             waiting = after;
             if self.steps.load(Ordering::Relaxed) == before
@@ -175,14 +182,27 @@ impl Desk {
 }
 
 impl Waiting {
-    /// What nobody comes forward with: in turn a file that is being hashed, and the first job.
+    /// What nobody comes forward with: in turn a file that is being hashed, and a small version.
     fn for_relief(&mut self) -> Option<Task> {
-        let crew = || self.crews.iter().filter_map(Weak::upgrade).find(|crew| crew.take_over());
-        let crew = if self.had_job || self.jobs.is_empty() { crew() } else { None };
-        self.had_job = crew.is_none();
-        if let Some(crew) = crew {
-            return Some(Task::Help(crew));
+        if self.had_job
+            && let Some(at) = self.crews.iter().position(|of| is(of, Crew::take_over))
+        {
+            self.had_job = false;
+            // The others first, the next time.
+            let crew = self.crews.remove(at);
+            self.crews.push(Weak::clone(&crew));
+            return crew.upgrade().map(Task::Help);
         }
-        self.jobs.pop_first().map(|((priority, _), job)| Task::Hash(priority, Box::new(job)))
+        self.had_job = true;
+        // A large one is begun by those who go on with it.
+        let small = |(_, job): &(_, &Job)| job.plan.bytes() < LARGE;
+        let (key, _) = self.jobs.iter().take(LOOKED_AT).find(small)?;
+        let key = key.clone();
+        self.jobs.remove(&key).map(|job| Task::Hash(key.0, Box::new(job)))
     }
+}
+
+/// Whether the file is being hashed still, and `what`.
+fn is(crew: &Weak<Crew>, what: impl FnOnce(&Crew) -> bool) -> bool {
+    crew.upgrade().is_some_and(|crew| what(&crew))
 }

@@ -8,13 +8,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deflate::{self, HEADER, Packed, WINDOW};
 use super::earlier::{self, Earlier, Key};
-use super::pieces::{At, Before, Of, Writer};
+use super::pieces::{At, Before, Of, Views, Writer};
 use crate::catalog::Catalog;
 use crate::digest::Hasher;
 use crate::memory::Memory;
@@ -280,9 +280,15 @@ impl Cutting<'_> {
         let pieces: Vec<At> = of.pieces(catalog, None).collect();
         let shares: Vec<usize> = (0..pieces.len()).step_by(SHARE).collect();
         let before = |number: usize| number.checked_sub(1).map(|before| &pieces[before]);
+        // What is listed of a product is gathered once, also where several shares are of it.
+        let spanning = shares.iter().filter(|&&first| {
+            before(first).is_some_and(|before| before.product == pieces[first].product)
+        });
+        let views: Views<'_> =
+            spanning.map(|&first| (pieces[first].product.clone(), OnceLock::new())).collect();
         let render = |&first: &usize| {
-            // One for all of them: what is listed of a product is gathered once.
             let mut writer = Writer::new(of, catalog, overrides);
+            writer.share(&views);
             let (mut text, mut ends) = (Vec::new(), Vec::new());
             for (number, at) in pieces.iter().enumerate().skip(first).take(SHARE) {
                 writer.piece(before(number), at, &mut text);
@@ -294,10 +300,16 @@ impl Cutting<'_> {
         let mut cut = Ok(());
         parallel::each(&shares, NonZeroUsize::MIN, AHEAD, render, |rendered| {
             for (first, text, ends) in rendered {
+                if cut.is_err() {
+                    return;
+                }
                 let mut start = 0;
                 for (number, end) in (first..).zip(ends) {
-                    if cut.is_ok() && open.ends(self.bounds) {
+                    if open.ends(self.bounds) {
                         cut = self.close(std::mem::take(&mut open), before(number).cloned(), false);
+                    }
+                    if cut.is_err() {
+                        return;
                     }
                     open.add(before(number), &pieces[number], |out| out.extend(&text[start..end]));
                     start = end;

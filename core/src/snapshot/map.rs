@@ -14,8 +14,8 @@ use std::io;
 /// The error of `mmap(2)`; also for empty memory.
 pub(super) fn map(memory: &File) -> io::Result<memmap2::Mmap> {
     // SAFETY: what is mapped must not change or shrink while the mapping lives. The kernel
-    // guarantees it: the only caller, `Snapshot::map`, has the descriptor from `live::open` or from a
-    // `Live`, which give out memory that is sealed against writing and shrinking, and against being
+    // guarantees it: the callers, in `Snapshot`, have the descriptor from `live::open` or from a `Live`,
+    // which give out memory that is sealed against writing and shrinking, and against being
     // unsealed.
     unsafe { memmap2::Mmap::map(memory) }
 }

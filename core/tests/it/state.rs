@@ -10,8 +10,8 @@ use std::time::Instant;
 use crate::common::{Site, VERSION};
 use simplestreams::snapshot::{self, Lineage, Rendered};
 use simplestreams::{
-    Builder, BuilderOptions, Followed, Follower, Problem, Settings, Snapshot, SnapshotCell,
-    SnapshotError, state as requests,
+    Builder, BuilderOptions, Followed, Follower, Prepare, Problem, Settings, Snapshot,
+    SnapshotCell, SnapshotError, state as requests,
 };
 
 fn rendered(text: &str) -> Vec<Rendered> {
@@ -94,7 +94,7 @@ impl State {
             state_dir: self.dir.path().to_owned(),
             indexes: vec![settings.clone()],
             threads: NonZeroUsize::MIN,
-            prepare_thread: None,
+            prepare: Prepare::default(),
         })
         .unwrap()
     }
