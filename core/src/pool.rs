@@ -23,7 +23,7 @@ use desk::{Desk, Task};
 /// interrupt each other are few: each is at most a quarter of the one below.
 const SMALLER: u64 = 4;
 
-/// How long the relief goes on with a file before it is seen again whether it is needed.
+/// How long the relief goes on with a file before it is seen whether it is needed still, and elsewhere.
 const SHIFT: Duration = Duration::from_secs(1);
 
 /// Nice values: of the threads, and of the relief.
@@ -177,14 +177,53 @@ fn relieve(shared: &Shared, prepare: Option<fn()>) {
         match task {
             Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer, &|| {}),
             Task::Help(crew) => {
-                let end = Instant::now() + SHIFT;
-                let go_on = || Instant::now() < end && !shared.stop.load(Ordering::Relaxed);
+                let mut shift = Shift::begin();
+                let go_on = || {
+                    if shift.is_over() {
+                        if shift.was_easy() || shared.desk.has_another_file(&crew) {
+                            return false;
+                        }
+                        if let Some((priority, job)) = shared.desk.small_job() {
+                            carry_out(shared, &priority, job, &mut buffer, &|| {});
+                        }
+                        shift = Shift::begin();
+                    }
+                    !shared.stop.load(Ordering::Relaxed)
+                };
                 // As above.
                 drop(catch_unwind(AssertUnwindSafe(|| crew.relieve(go_on))));
                 shared.desk.is_relieved_no_more();
             }
         }
     }
+}
+
+/// A while at one file.
+struct Shift {
+    begun: Instant,
+    cpu: Duration,
+}
+
+impl Shift {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), cpu: cpu_time() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.begun.elapsed() >= SHIFT
+    }
+
+    /// Whether there was time: then there is for the others too. To change with them costs as long as
+    /// they take for the step that they are at.
+    fn was_easy(&self) -> bool {
+        (cpu_time() - self.cpu) * 2 >= self.begun.elapsed()
+    }
+}
+
+/// What the calling thread has had of processors.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
 }
 
 fn carry_out(

@@ -132,7 +132,7 @@ impl Crew {
     }
 
     /// Works alone, after [`take_over`](Self::take_over), until the file is done or `go_on` says no.
-    pub(crate) fn relieve(&self, go_on: impl Fn() -> bool) {
+    pub(crate) fn relieve(&self, mut go_on: impl FnMut() -> bool) {
         let _hand_back = OnDrop(|| {
             self.state().relieved = false;
             self.changed.notify_all();

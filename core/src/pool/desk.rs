@@ -90,6 +90,20 @@ impl Desk {
         }
     }
 
+    /// A job for the relief, which is at a file.
+    pub(super) fn small_job(&self) -> Option<(Priority, Job)> {
+        self.waiting().small_job()
+    }
+
+    /// Whether another file of several chunks is being hashed.
+    pub(super) fn has_another_file(&self, crew: &Arc<Crew>) -> bool {
+        let waiting = self.waiting();
+        waiting
+            .crews
+            .iter()
+            .any(|of| of.strong_count() > 0 && !std::ptr::eq(of.as_ptr(), &raw const **crew))
+    }
+
     /// The relief is done with a file: others may help with it again.
     pub(super) fn is_relieved_no_more(&self) {
         // Whoever found that it was being relieved waits by now.
@@ -194,11 +208,15 @@ impl Waiting {
             return crew.upgrade().map(Task::Help);
         }
         self.had_job = true;
-        // A large one is begun by those who go on with it.
+        self.small_job().map(|(priority, job)| Task::Hash(priority, Box::new(job)))
+    }
+
+    /// A large one is begun by those who go on with it.
+    fn small_job(&mut self) -> Option<(Priority, Job)> {
         let small = |(_, job): &(_, &Job)| job.plan.bytes() < LARGE;
         let (key, _) = self.jobs.iter().take(LOOKED_AT).find(small)?;
         let key = key.clone();
-        self.jobs.remove(&key).map(|job| Task::Hash(key.0, Box::new(job)))
+        self.jobs.remove(&key).map(|job| (key.0, job))
     }
 }
 
