@@ -8,13 +8,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deflate::{self, HEADER, Packed, WINDOW};
 use super::earlier::{self, Earlier, Key};
-use super::pieces::{At, Before, Of, Views, Writer};
+use super::pieces::{At, Before, Of, Writer};
 use crate::catalog::Catalog;
 use crate::digest::Hasher;
 use crate::memory::Memory;
@@ -145,7 +145,7 @@ impl Document {
             store,
         };
         if cutting.old.is_empty() {
-            cutting.cut_all(overrides)?;
+            cutting.cut(0)?;
         }
         for product in changed.iter().filter(|product| self.of.has(product)) {
             let at = At { product: product.clone(), version: "".into() };
@@ -240,12 +240,6 @@ struct Unpacked {
 /// How many chunks are compressed at a time, where there are so many: a few megabytes of text.
 const AT_A_TIME: usize = 8;
 
-/// Pieces that one thread renders before it takes more, where all are.
-const SHARE: usize = 64;
-
-/// Shares of pieces that are rendered before the first of them is cut, at most.
-const AHEAD: usize = 32;
-
 /// Cuts a document anew where it changed.
 struct Cutting<'a> {
     of: &'a Of,
@@ -274,53 +268,6 @@ impl Cutting<'_> {
         }
     }
 
-    /// Cuts the whole document, of which there are no old chunks. Several threads render.
-    fn cut_all(&mut self, overrides: &fields::Files) -> io::Result<()> {
-        let (of, catalog) = (self.of, self.catalog);
-        let pieces: Vec<At> = of.pieces(catalog, None).collect();
-        let shares: Vec<usize> = (0..pieces.len()).step_by(SHARE).collect();
-        let before = |number: usize| number.checked_sub(1).map(|before| &pieces[before]);
-        // What is listed of a product is gathered once, also where several shares are of it.
-        let spanning = shares.iter().filter(|&&first| {
-            before(first).is_some_and(|before| before.product == pieces[first].product)
-        });
-        let views: Views<'_> =
-            spanning.map(|&first| (pieces[first].product.clone(), OnceLock::new())).collect();
-        let render = |&first: &usize| {
-            let mut writer = Writer::new(of, catalog, overrides);
-            writer.share(&views);
-            let (mut text, mut ends) = (Vec::new(), Vec::new());
-            for (number, at) in pieces.iter().enumerate().skip(first).take(SHARE) {
-                writer.piece(before(number), at, &mut text);
-                ends.push(text.len());
-            }
-            (first, text, ends)
-        };
-        let mut open = Open::default();
-        let mut cut = Ok(());
-        parallel::each(&shares, NonZeroUsize::MIN, AHEAD, render, |rendered| {
-            for (first, text, ends) in rendered {
-                if cut.is_err() {
-                    return;
-                }
-                let mut start = 0;
-                for (number, end) in (first..).zip(ends) {
-                    if open.ends(self.bounds) {
-                        cut = self.close(std::mem::take(&mut open), before(number).cloned(), false);
-                    }
-                    if cut.is_err() {
-                        return;
-                    }
-                    open.add(before(number), &pieces[number], |out| out.extend(&text[start..end]));
-                    start = end;
-                }
-            }
-        });
-        cut?;
-        self.writer.end(pieces.last(), &mut open.text);
-        self.close(open, pieces.last().cloned(), true)
-    }
-
     /// Cuts from the old chunk with this number on, until an old chunk can be gone on with.
     fn cut(&mut self, chunk: usize) -> io::Result<()> {
         let of = self.of;
@@ -343,7 +290,14 @@ impl Cutting<'_> {
                     return Ok(());
                 }
             }
-            open.add(before.as_ref(), &at, |out| self.writer.piece(before.as_ref(), &at, out));
+            if open.first.is_none() {
+                open.before = Some(Before::of(before.as_ref(), &at));
+                open.first = Some(at.clone());
+            }
+            let start = open.text.len();
+            self.writer.piece(before.as_ref(), &at, &mut open.text);
+            open.hash = xxh3_64(&open.text[start..]);
+            open.piece = open.text.len() - start;
             before = Some(at);
         }
         self.writer.end(before.as_ref(), &mut open.text);
@@ -458,18 +412,6 @@ struct Open {
 }
 
 impl Open {
-    /// Has the piece at `at`, which stands behind `before`, appended.
-    fn add(&mut self, before: Option<&At>, at: &At, append: impl FnOnce(&mut Vec<u8>)) {
-        if self.first.is_none() {
-            self.before = Some(Before::of(before, at));
-            self.first = Some(at.clone());
-        }
-        let start = self.text.len();
-        append(&mut self.text);
-        self.hash = xxh3_64(&self.text[start..]);
-        self.piece = self.text.len() - start;
-    }
-
     /// Whether it ends behind its last piece: long pieces more often than short ones, so that a
     /// chunk's length does not depend on the length of pieces.
     fn ends(&self, Bounds { min, max, average }: Bounds) -> bool {

@@ -2,7 +2,7 @@
 //! whatever stands between it and the piece before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use litemap::LiteMap;
 use serde::Serialize;
@@ -93,13 +93,8 @@ pub(super) struct Writer<'a> {
     catalog: &'a Catalog,
     overrides: &'a fields::Files,
     /// The product whose versions are being written.
-    view: Option<Arc<View<'a>>>,
-    /// Those that others write too.
-    shared: Option<&'a Views<'a>>,
+    view: Option<View<'a>>,
 }
-
-/// Products whose versions are written by several writers, as the first of them gathers them.
-pub(super) type Views<'a> = BTreeMap<ProductName, OnceLock<Option<Arc<View<'a>>>>>;
 
 impl Of {
     /// Its file name under `streams/v1/`.
@@ -153,12 +148,7 @@ impl Of {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(of: &'a Of, catalog: &'a Catalog, overrides: &'a fields::Files) -> Self {
-        Self { of, catalog, overrides, view: None, shared: None }
-    }
-
-    /// Gathers what is listed of these products together with others.
-    pub(super) fn share(&mut self, views: &'a Views<'a>) {
-        self.shared = Some(views);
+        Self { of, catalog, overrides, view: None }
     }
 
     /// Appends the piece at `at`, which stands behind `before`.
@@ -196,11 +186,7 @@ impl<'a> Writer<'a> {
 
     fn version(&mut self, stream: &str, before: Option<&At>, at: &At, out: &mut Vec<u8>) {
         if self.view.as_ref().is_none_or(|view| *view.name != at.product) {
-            let gather = || self.catalog.view(&at.product, self.overrides).map(Arc::new);
-            self.view = match self.shared.and_then(|views| views.get(&at.product)) {
-                Some(view) => view.get_or_init(gather).clone(),
-                None => gather(),
-            };
+            self.view = self.catalog.view(&at.product, self.overrides);
         }
         let Some(view) = &self.view else {
             return; // Pieces are of listed products.
