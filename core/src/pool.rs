@@ -74,7 +74,7 @@ pub struct Job {
 /// Where other programs want every processor all the time, a thread at idle priority gets a thousandth
 /// of one, and an image that was uploaded there would take minutes to be listed. So one more thread, at
 /// a low but not at idle priority, works whenever the others have not come forward for a moment: on small
-/// versions that wait, and in turn, for a second each, on the larger files that are being hashed.
+/// versions that wait, and on the larger files that are being hashed.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -145,10 +145,7 @@ impl Drop for Pool {
 }
 
 fn work(shared: &Shared, prepare: Option<fn()>) {
-    yield_to_others(IDLE);
-    if let Some(prepare) = prepare {
-        prepare();
-    }
+    become_polite(IDLE, prepare);
     let mut buffer = Vec::new();
     while let Some(task) = shared.desk.next() {
         match task {
@@ -168,10 +165,7 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
 }
 
 fn relieve(shared: &Shared, prepare: Option<fn()>) {
-    yield_to_others(RELIEF);
-    if let Some(prepare) = prepare {
-        prepare();
-    }
+    become_polite(RELIEF, prepare);
     let mut buffer = Vec::new();
     while let Some(task) = shared.desk.relief() {
         match task {
@@ -269,11 +263,14 @@ fn carry_out(
 }
 
 /// Lets others on the machine go first: gives the calling thread this nice value, or leaves it a higher
-/// one that somebody chose.
-fn yield_to_others(nice: i32) {
+/// one that somebody chose, and has it call `prepare`.
+fn become_polite(nice: i32, prepare: Option<fn()>) {
     // Of the thread, on Linux. Where a sandbox forbids it, hashing at normal priority is still correct.
     let chosen = rustix::process::getpriority_process(None).unwrap_or(0);
     if let Err(err) = rustix::process::setpriority_process(None, nice.max(chosen)) {
         log::debug!("cannot lower the priority of a hashing thread ({err})");
+    }
+    if let Some(prepare) = prepare {
+        prepare();
     }
 }

@@ -30,17 +30,16 @@
 //! 2. The head behind the body, with a checksum of its own.
 
 mod encode;
+mod file;
 mod listing;
 mod map;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -51,6 +50,8 @@ use crate::{Problem, Report};
 pub(crate) use encode::assemble;
 pub use encode::{Lineage, encode};
 pub(crate) use encode::{begin, finish};
+pub use file::write_file;
+pub(crate) use file::{read_regular, replace};
 pub(crate) use listing::ListedVersion;
 
 const MAGIC: &[u8; 8] = b"SSTRSNAP";
@@ -288,7 +289,7 @@ impl Snapshot {
     ///
     /// Those of [`open`](Self::open).
     pub(crate) fn open_shared(path: &Path) -> Result<(Self, io::Result<Live>), SnapshotError> {
-        let copied = open_regular(path, MAX_FILE).and_then(Live::copy_of);
+        let copied = file::open_regular(path, MAX_FILE).and_then(Live::copy_of);
         let mapped = copied.and_then(|live| Ok((map::map(live.sealed())?, live)));
         match mapped {
             Ok((map, live)) => {
@@ -489,11 +490,13 @@ impl Snapshot {
 /// Writes the generation in `sealed` memory to the file at `path`, as [`write_file`] does, with the
 /// checksum of its body.
 pub(crate) fn save(path: &Path, sealed: &fs::File) -> io::Result<()> {
+    use std::io::Write as _;
     use std::os::unix::fs::FileExt as _;
+
     let mut preamble = [0; PREAMBLE];
     sealed.read_exact_at(&mut preamble, 0)?;
     let (end, length) = (u64_at(&preamble, 16), sealed.metadata()?.len());
-    replace_by(path, true, |file| {
+    file::replace_by(path, true, |file| {
         file.write_all(&preamble)?;
         let (mut hasher, mut buffer) = (Xxh3::new(), vec![0; 256 * 1024]);
         let mut at = PREAMBLE as u64;
@@ -513,82 +516,6 @@ pub(crate) fn save(path: &Path, sealed: &fs::File) -> io::Result<()> {
 
 /// Most bytes of a snapshot file that are read: far more than an index of a million versions.
 const MAX_FILE: u64 = 8 << 30;
-
-/// The content of a regular file.
-///
-/// # Errors
-///
-/// Those of [`open_regular`], and of reading.
-pub(crate) fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    let file = open_regular(path, limit)?;
-    let length = file.metadata()?.len();
-    let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-    file.take(limit).read_to_end(&mut content)?;
-    Ok(content)
-}
-
-/// Opens a regular file to be read. That never waits for anything, whatever took the file's place.
-///
-/// # Errors
-///
-/// Those of the system; also for anything but a regular file of at most `limit` bytes.
-fn open_regular(path: &Path, limit: u64) -> io::Result<fs::File> {
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.len() > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of its kind"));
-    }
-    Ok(file)
-}
-
-/// Writes an encoded snapshot beside `path` and renames it into place.
-///
-/// The data is synced before the rename: after a power cut the name holds either the old generation
-/// or the new one, whole. The rename itself may be lost, and with it one generation, which the next
-/// scan makes again.
-///
-/// # Errors
-///
-/// The first error of the system; what was written beside is removed and `path` untouched.
-pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    replace(path, bytes, true)
-}
-
-/// As [`write_file`]; without `sync` for files that mean nothing after a restart.
-pub(crate) fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
-    replace_by(path, sync, |file| file.write_all(bytes))
-}
-
-fn replace_by(
-    path: &Path,
-    sync: bool,
-    content: impl Fn(&mut fs::File) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let write = || {
-        // Left behind by a builder that was killed; the lock makes it ours alone.
-        match fs::remove_file(&beside) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-            _ => {}
-        }
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&beside)?;
-        content(&mut file)?;
-        if sync {
-            file.sync_data()?;
-        }
-        fs::rename(&beside, path)
-    };
-    write().inspect_err(|_| {
-        // The first error is the one to report; that the clean-up fails too adds nothing to it.
-        drop(fs::remove_file(&beside));
-    })
-}
 
 /// Path of the snapshot file of the index `id` ([`Settings::id`](crate::Settings::id)).
 pub fn path(state_dir: &Path, id: &str) -> PathBuf {

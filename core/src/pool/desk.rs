@@ -199,7 +199,8 @@ impl Waiting {
     /// What nobody comes forward with: in turn a file that is being hashed, and a small version.
     fn for_relief(&mut self) -> Option<Task> {
         if self.had_job
-            && let Some(at) = self.crews.iter().position(|of| is(of, Crew::take_over))
+            && let Some(at) =
+                self.crews.iter().position(|of| of.upgrade().is_some_and(|crew| crew.take_over()))
         {
             self.had_job = false;
             // The others first, the next time.
@@ -218,9 +219,4 @@ impl Waiting {
         let key = key.clone();
         self.jobs.remove(&key).map(|job| (key.0, job))
     }
-}
-
-/// Whether the file is being hashed still, and `what`.
-fn is(crew: &Weak<Crew>, what: impl FnOnce(&Crew) -> bool) -> bool {
-    crew.upgrade().is_some_and(|crew| what(&crew))
 }
