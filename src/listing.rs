@@ -2,9 +2,11 @@
 //! which get what is listed and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use simplestreams::Snapshot;
@@ -23,6 +25,20 @@ pub struct Listing {
 struct Products<'a> {
     #[serde(borrow)]
     products: BTreeMap<String, &'a RawValue>,
+}
+
+/// One of which every version is new, as lines for people.
+#[derive(Deserialize)]
+struct Added {
+    #[serde(deserialize_with = "lines_of_added")]
+    products: Vec<String>,
+}
+
+/// A product of which nothing but its versions' names is wanted.
+#[derive(Deserialize)]
+struct Names {
+    #[serde(deserialize_with = "keys")]
+    versions: Vec<String>,
 }
 
 /// A version of a product.
@@ -74,7 +90,12 @@ impl Listing {
 ///
 /// Products are told apart as text first: of forty thousand hardly any is another one.
 pub fn changes(before: &[u8], now: &[u8]) -> Vec<String> {
-    let (before, now) = (products(before), products(now));
+    let before = products(before);
+    if before.is_empty() {
+        return serde_json::from_slice(now)
+            .map_or_else(|_| Vec::new(), |Added { products }| products);
+    }
+    let now = products(now);
     let mut lines = Vec::new();
     for product in before.keys().chain(now.keys()).collect::<BTreeSet<_>>() {
         let (was, is) = (before.get(product), now.get(product));
@@ -112,14 +133,48 @@ fn products(list: &[u8]) -> BTreeMap<String, &RawValue> {
         .map_or_else(|_| BTreeMap::new(), |list: Products<'_>| list.products)
 }
 
-/// The names of a product's versions, sorted.
+/// The names of a product's versions.
 fn names(product: &RawValue) -> Vec<String> {
-    #[derive(Deserialize)]
-    struct Names {
-        versions: BTreeMap<String, IgnoredAny>,
+    serde_json::from_str(product.get()).map_or_else(|_| Vec::new(), |Names { versions }| versions)
+}
+
+/// The keys of a map.
+fn keys<'de, D: Deserializer<'de>>(map: D) -> Result<Vec<String>, D::Error> {
+    let mut keys = Vec::new();
+    each_entry(map, |key, IgnoredAny| keys.push(key))?;
+    Ok(keys)
+}
+
+/// One line for each version of a map of products.
+fn lines_of_added<'de, D: Deserializer<'de>>(map: D) -> Result<Vec<String>, D::Error> {
+    let mut lines = Vec::new();
+    each_entry(map, |product, Names { versions }| {
+        lines.extend(versions.iter().map(|version| format!("added {product} {version}")));
+    })?;
+    Ok(lines)
+}
+
+/// Hands each entry of a map to `take`, and keeps none: there may be tens of thousands.
+fn each_entry<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    map: D,
+    take: impl FnMut(String, V),
+) -> Result<(), D::Error> {
+    struct Each<F, V>(F, PhantomData<V>);
+    impl<'de, F: FnMut(String, V), V: Deserialize<'de>> Visitor<'de> for Each<F, V> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((key, value)) = map.next_entry()? {
+                self.0(key, value);
+            }
+            Ok(())
+        }
     }
-    serde_json::from_str(product.get())
-        .map_or_else(|_| Vec::new(), |Names { versions }| versions.into_keys().collect())
+    map.deserialize_map(Each(take, PhantomData))
 }
 
 /// The versions of a product.

@@ -32,7 +32,7 @@ use store::{Ahead, Forgotten, Store};
 
 /// How long ago a file must have changed before its hash goes to disk: longer than the clocks of file
 /// systems are coarse.
-const STAND: Duration = Duration::from_secs(3);
+pub(crate) const STAND: Duration = Duration::from_secs(3);
 
 /// How often it is tried to have the file that could not be had, or was given up: its disk may have been
 /// full for a moment, an old process may have had it.

@@ -18,7 +18,7 @@ use crate::cache::{Attempt, HashCache};
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
-use crate::tree::{Directory, Stamp, Tree, is_passing, join};
+use crate::tree::{Anchor, Stamp, Tree, is_passing, join};
 use crate::unified::{self, Inside};
 use crate::{Digest, Problem, sums, whole};
 
@@ -97,13 +97,13 @@ fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
 /// Hashes the version at `path`, reading only what the cache does not know, small files into
 /// `buffer`.
 pub fn hash(
-    tree: &Tree,
+    anchor: &Anchor,
     path: &str,
     plan: &Plan,
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Outcome {
-    match verified(tree, path, plan, context, buffer) {
+    match verified(anchor, path, plan, context, buffer) {
         Ok(hashes) => Outcome::Hashed(hashes),
         Err(Failure::Changed) => Outcome::Changed,
         Err(Failure::Broken(problem)) => Outcome::Broken(problem),
@@ -112,15 +112,14 @@ pub fn hash(
 }
 
 fn verified(
-    tree: &Tree,
+    anchor: &Anchor,
     path: &str,
     plan: &Plan,
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<Hashes, Failure> {
-    let directory = tree.directory(path).map_err(|err| failure(path, &err))?;
     for file in plan.unified.values() {
-        look_inside(&directory, path, file, plan.doubtful)?;
+        look_inside(anchor, path, file, plan.doubtful)?;
         if !(context.go_on)() {
             return Err(Failure::Stopped);
         }
@@ -129,9 +128,10 @@ fn verified(
     let context = Context { seen_to: context.seen_to && plan.sums.is_none(), ..context };
     let hashes = match known(path, plan, context.cache) {
         Some(hashes) => hashes,
-        None => read_all(&directory, path, plan, context, buffer)?,
+        None => read_all(anchor, path, plan, context, buffer)?,
     };
     if let Some(file) = &plan.sums {
+        let tree = anchor.tree();
         let content = small_file(tree, &join(path, &file.name), &file.stamp, sums::MAX_BYTES)
             .map_err(|_| Failure::Changed)?
             .ok_or(Failure::Changed)?
@@ -146,13 +146,13 @@ fn verified(
 /// Makes sure that a unified tarball is one that clients can use; where its name leaves that open,
 /// it must be seen to be one.
 fn look_inside(
-    opened: &Directory<'_>,
+    anchor: &Anchor,
     directory: &str,
     found: &FoundFile,
     doubtful: bool,
 ) -> Result<(), Failure> {
     let path = join(directory, &found.name);
-    let file = open(opened, &path, found)?;
+    let file = open(anchor, &path, found)?;
     let inside = unified::look(&file).map_err(|err| failure(&path, &err))?;
     let problem = |path: &str, reason, remedy| {
         Err(Failure::Broken(Problem::new(Path::new(path), reason, remedy)))
@@ -212,8 +212,8 @@ pub fn small_file(
     }
 }
 
-fn open(directory: &Directory<'_>, path: &str, found: &FoundFile) -> Result<File, Failure> {
-    let file = directory.open(&found.name, &found.stamp);
+fn open(anchor: &Anchor, path: &str, found: &FoundFile) -> Result<File, Failure> {
+    let file = anchor.open(path, &found.stamp);
     file.map_err(|err| failure(path, &err))?.ok_or(Failure::Changed)
 }
 
@@ -227,7 +227,7 @@ fn failure(path: &str, err: &io::Error) -> Failure {
 }
 
 fn read_all(
-    directory: &Directory<'_>,
+    anchor: &Anchor,
     path: &str,
     plan: &Plan,
     context: Context<'_>,
@@ -236,7 +236,7 @@ fn read_all(
     let mut hashes = Hashes::default();
     let mut states = BTreeMap::new();
     let mut alone = |file: &FoundFile| {
-        let lanes = read(directory, path, file, vec![Lane::default()], context, buffer)?;
+        let lanes = read(anchor, path, file, vec![Lane::default()], context, buffer)?;
         let lane = lanes.into_iter().next().unwrap_or_default();
         let digest = lane.clone().finish();
         context.cache.put_file(&join(path, &file.name), file, digest, context.attempt);
@@ -259,7 +259,7 @@ fn read_all(
                 lanes.len() - 1
             });
         }
-        let lanes = read(directory, path, file, lanes, context, buffer)?;
+        let lanes = read(anchor, path, file, lanes, context, buffer)?;
         let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
         context.cache.put_file(&join(path, &file.name), file, digests[0], context.attempt);
         hashes.files.insert(file.name.clone(), digests[0]);
@@ -281,7 +281,7 @@ enum Content<'a> {
 
 /// Feeds the file to every lane, and makes sure that it is whole and was not touched meanwhile.
 fn read(
-    opened: &Directory<'_>,
+    anchor: &Anchor,
     directory: &str,
     found: &FoundFile,
     mut lanes: Vec<Lane>,
@@ -291,7 +291,7 @@ fn read(
     let path = join(directory, &found.name);
     let failed = |err: io::Error| failure(&path, &err);
     let size = found.stamp.size;
-    let file = Arc::new(open(opened, &path, found)?);
+    let file = Arc::new(open(anchor, &path, found)?);
     let content = if size <= CHUNK as u64 {
         Content::Whole(read_small(&file, size, buffer).map_err(failed)?.ok_or(Failure::Changed)?)
     } else {
@@ -320,7 +320,7 @@ fn read(
     let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
     // The name must still lead to this file, and the file must still be what it was. The file that was
     // opened had this stamp; whatever has it now is that file.
-    let is_unchanged = || opened.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
+    let is_unchanged = || anchor.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
     if length == size && (context.seen_to || is_unchanged()) {
         Ok(lanes)
     } else {

@@ -32,7 +32,7 @@ use crate::parallel::Later;
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
-use crate::tree::Tree;
+use crate::tree::{Anchor, Tree};
 use crate::version::Version;
 use crate::watch::{RawEvent, Watcher};
 use crate::{Problem, Settings, fields};
@@ -94,6 +94,8 @@ struct Hashed {
 pub(crate) struct Indexer {
     settings: Settings,
     tree: Tree,
+    /// During a look.
+    anchor: Option<Anchor>,
     pool: Arc<Pool>,
     /// Hashes, for the first look.
     read_ahead: Option<Later<()>>,
@@ -163,6 +165,7 @@ impl Indexer {
         let read_ahead = Later::begin("ss-ahead", move || of_pool.cache().begin_first_look());
         Self {
             tree,
+            anchor: None,
             pool,
             read_ahead: Some(read_ahead),
             results: Results::new(sender.clone()),

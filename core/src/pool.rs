@@ -16,7 +16,7 @@ use crate::cache::{Attempt, HashCache};
 use crate::entry::Plan;
 use crate::hash::{self, Context, Crew, Outcome};
 use crate::progress::Gauges;
-use crate::tree::Tree;
+use crate::tree::Anchor;
 use desk::{Desk, Task};
 
 /// A job goes before the rest of a large file if it is this many times smaller. Hence jobs that
@@ -53,7 +53,7 @@ pub struct Prepare {
 /// A version to hash.
 pub struct Job {
     /// Where it lies.
-    pub tree: Tree,
+    pub anchor: Anchor,
     /// The version's directory in the tree.
     pub path: Arc<str>,
     /// What to hash.
@@ -250,7 +250,7 @@ fn carry_out(
         between: &between,
     };
     // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
-    let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context, buffer);
+    let hashing = || hash::hash(&job.anchor, &job.path, &job.plan, context, buffer);
     let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
         Outcome::Broken(Problem::new(
             Path::new(&*job.path),

@@ -166,7 +166,7 @@ fn is_link(tree: &Tree, path: &str) -> bool {
 /// Reads single directories, on any thread.
 struct Reader<'a, E> {
     tree: &'a Tree,
-    anchor: &'a Anchor<'a>,
+    anchor: &'a Anchor,
     stream: &'a str,
     /// Where the stream's directory really is.
     canonical: OnceLock<Option<PathBuf>>,
@@ -431,7 +431,7 @@ impl FoundFile {
 /// # Errors
 ///
 /// When the directory cannot be read.
-pub fn files(anchor: &Anchor<'_>, path: &str) -> io::Result<Files> {
+pub fn files(anchor: &Anchor, path: &str) -> io::Result<Files> {
     let mut files = Files::default();
     let directory = anchor.directory(path)?;
     let mut names = directory.names()?;

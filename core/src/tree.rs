@@ -164,20 +164,10 @@ impl Tree {
     /// # Errors
     ///
     /// When it cannot be had; `NotFound` if it is not there.
-    pub fn anchor(&self) -> Result<Anchor<'_>, Errno> {
+    pub fn anchor(&self) -> Result<Anchor, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&*self.root, flags, Mode::empty())?;
-        Ok(Anchor { tree: self, fd })
-    }
-
-    /// Opens the directory at `path`, symbolic links followed.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read; `NotFound` if it went away.
-    pub fn directory<'a>(&'a self, path: &'a str) -> io::Result<Directory<'a>> {
-        let fd = rustix::fs::open(self.absolute(path), DIRECTORY, Mode::empty())?;
-        Ok(Directory { tree: self, path, fd })
+        Ok(Anchor { tree: self.clone(), fd: Arc::new(fd) })
     }
 
     /// Whether `path`, with every symbolic link on the way followed, lies below the root.
@@ -206,11 +196,11 @@ impl Tree {
         }
     }
 
-    /// As [`Directory::open`], of the file at `path`.
+    /// As [`Anchor::open`].
     ///
     /// # Errors
     ///
-    /// Those of [`Directory::open`].
+    /// Those of [`Anchor::open`].
     pub fn open(&self, path: &str, stamp: &Stamp) -> io::Result<Option<File>> {
         open_at(CWD, &self.absolute(path), stamp)
     }
@@ -224,15 +214,48 @@ pub struct Directory<'a> {
     fd: OwnedFd,
 }
 
-/// The root of a tree, as it is now: where thousands of directories are opened, the way to it is gone
-/// once.
-#[derive(Debug)]
-pub struct Anchor<'a> {
-    tree: &'a Tree,
-    fd: OwnedFd,
+/// The root of a tree, as it is now: where thousands of directories and files are opened, the way to it
+/// is gone once. What is opened by it is of this directory, even if another one has the root's name by
+/// then.
+#[derive(Clone, Debug)]
+pub struct Anchor {
+    tree: Tree,
+    fd: Arc<OwnedFd>,
 }
 
-impl Anchor<'_> {
+impl Anchor {
+    /// The tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// As [`Tree::stamp`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tree::stamp`].
+    pub fn stamp(&self, path: &str) -> io::Result<Stamp> {
+        match rustix::fs::statx(&self.fd, path, AtFlags::empty(), IDENTITY) {
+            Ok(found) => Ok(Stamp::of_statx(&found)),
+            // This system has no such call.
+            Err(Errno::NOSYS | Errno::PERM) => self.tree.stamp(path),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Opens the regular file at `path`, provided it still is the one with `stamp`.
+    ///
+    /// The stamp was taken after the checks of [`Directory::entry`], so a path that now leads
+    /// elsewhere, out of the root even, is noticed before a byte is read. Opening never blocks,
+    /// should a FIFO have taken the file's place.
+    ///
+    /// # Errors
+    ///
+    /// `Ok(None)` if it is another file by now, otherwise the error of the system.
+    pub fn open(&self, path: &str, stamp: &Stamp) -> io::Result<Option<File>> {
+        open_at(self.fd.as_fd(), Path::new(path), stamp)
+    }
+
     /// Opens the directory at `path`, symbolic links followed as long as they stay below the root.
     ///
     /// # Errors
@@ -249,7 +272,7 @@ impl Anchor<'_> {
             }
             other => other?,
         };
-        Ok(Directory { tree: self.tree, path, fd })
+        Ok(Directory { tree: &self.tree, path, fd })
     }
 }
 
@@ -257,11 +280,6 @@ impl Anchor<'_> {
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory<'_> {
-    /// The tree that it is of.
-    pub fn tree(&self) -> &Tree {
-        self.tree
-    }
-
     /// Its entries' names, sorted, without those that begin with a dot; `.requirements` alone is
     /// seen. Each with whether it is a directory and no link to one, as far as the file system says
     /// so by itself.
@@ -282,19 +300,6 @@ impl Directory<'_> {
         }
         names.sort_unstable();
         Ok(names)
-    }
-
-    /// Opens the regular file called `name`, provided it still is the one with `stamp`.
-    ///
-    /// The stamp was taken after the checks of [`entry`](Self::entry), so a name that now leads
-    /// elsewhere, out of the root even, is noticed before a byte is read. Opening never blocks,
-    /// should a FIFO have taken the file's place.
-    ///
-    /// # Errors
-    ///
-    /// `Ok(None)` if it is another file by now, otherwise the error of the system.
-    pub fn open(&self, name: &str, stamp: &Stamp) -> io::Result<Option<File>> {
-        open_at(self.fd.as_fd(), Path::new(name), stamp)
     }
 
     /// As [`Tree::entry`], of the entry called `name`.
@@ -370,11 +375,8 @@ mod tests {
             let found = tree.entry(path).unwrap();
             let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
             let anchor = tree.anchor().unwrap();
-            let opened = match directory {
-                "" => tree.directory(""),
-                directory => anchor.directory(directory),
-            };
-            let same = opened.unwrap().entry(name).unwrap();
+            let directory = if directory.is_empty() { "." } else { directory };
+            let same = anchor.directory(directory).unwrap().entry(name).unwrap();
             assert_eq!(format!("{found:?}"), format!("{same:?}"), "by way of its directory");
             found
         };

@@ -55,9 +55,11 @@ impl Indexer {
     fn doubt_what_changed(&mut self) {
         let listed = self.versions.iter().filter(|(_, of)| of.entry().is_some());
         let listed: Vec<_> = listed.collect();
+        // Found anew: another directory may have the root's name by now.
+        let anchor = self.tree.anchor().ok();
         let are_there = parallel::map(&listed, SHARE, |(path, version)| {
-            let is_there = |name| self.tree.stamp(&join(path, name));
-            version.files().all(|(name, stamp)| is_there(name).is_ok_and(|found| found == *stamp))
+            let stamp = |name| anchor.as_ref()?.stamp(&join(path, name)).ok();
+            version.files().all(|(name, known)| stamp(name).is_some_and(|found| found == *known))
         });
         let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);
         let before = self.dirty.len();

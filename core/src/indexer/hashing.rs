@@ -71,6 +71,10 @@ impl Indexer {
         let Some((_, name)) = path.rsplit_once('/') else {
             return;
         };
+        let anchor = match self.anchor.clone().map_or_else(|| self.tree.anchor(), Ok) {
+            Ok(anchor) => anchor,
+            Err(err) => return self.failed(path, &err.into()),
+        };
         let priority = Priority {
             older: !is_newest(&self.versions, path),
             version: std::cmp::Reverse(name.to_owned()),
@@ -89,7 +93,7 @@ impl Indexer {
         self.pool.submit(
             priority,
             Job {
-                tree: self.tree.clone(),
+                anchor,
                 path,
                 plan,
                 attempt,

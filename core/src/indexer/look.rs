@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Indexer, REQUIREMENTS, RETRY, SHARE, paths_from};
+use crate::cache::STAND;
 use crate::kind::Kind;
 use crate::scan::{self, FoundVersion};
-use crate::tree::{self, Tree, is_below, join};
+use crate::tree::{self, Stamp, Tree, is_below, join};
 use crate::version::{Look, Verdict};
 use crate::watch::{Added, Watcher};
 use crate::{fields, parallel};
@@ -30,6 +31,19 @@ struct Seen {
     /// Before the look.
     now: (Instant, SystemTime),
     files: io::Result<scan::Files>,
+}
+
+impl Seen {
+    /// Whether no file changed for the time given. Who writes to it from now on gives it another stamp,
+    /// however coarse the file system's clock is.
+    fn stands(&self, for_at_least: Duration) -> bool {
+        let until = self.now.1.checked_sub(for_at_least).map_or(i64::MIN, tree::since_epoch);
+        let stands = |stamp: &Stamp| stamp.changed < until;
+        self.files.as_ref().is_ok_and(|files| {
+            files.images.iter().all(|file| stands(&file.stamp))
+                && files.overrides.iter().all(|file| stands(&file.stamp))
+        })
+    }
 }
 
 impl Indexer {
@@ -159,15 +173,24 @@ impl Indexer {
     fn look_at_versions(&mut self, versions: &[FoundVersion], retry: bool) {
         let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
         let anchor = tree.anchor();
-        let look = |found: &FoundVersion| {
+        self.anchor = anchor.as_ref().ok().cloned();
+        let look_at = |found: &FoundVersion, watched: bool| {
             let now = (Instant::now(), SystemTime::now());
             // Before the look, also when it was found before: it may have been closed to us then.
-            let watch = adder.as_ref().map(|adder| adder.add(&tree, Arc::clone(&found.path)));
+            let adder = adder.as_ref().filter(|_| watched);
+            let watch = adder.map(|adder| adder.add(&tree, Arc::clone(&found.path)));
             let files = match &anchor {
                 Ok(anchor) => scan::files(anchor, &found.path),
                 Err(err) => Err((*err).into()),
             };
             Seen { found: found.clone(), watch, now, files }
+        };
+        // Who looks once only looks again in the end, see `doubt_what_changed`.
+        let stands = self.once.then(|| STAND.max(self.settings.settle));
+        let look = |found: &FoundVersion| {
+            let seen = stands.map(|time| (look_at(found, false), time));
+            let standing = seen.filter(|(seen, time)| seen.stands(*time));
+            standing.map_or_else(|| look_at(found, true), |(seen, _)| seen)
         };
         parallel::each(versions, SHARE, AHEAD, look, |some| {
             some.into_iter().for_each(|seen| self.judge(&tree, seen, retry));
@@ -178,6 +201,7 @@ impl Indexer {
                 self.publisher.settle_what_is_alone(&self.overrides);
             }
         });
+        self.anchor = None;
         if let Some(watcher) = &mut self.watcher {
             watcher.all_noted();
         }
