@@ -5,27 +5,15 @@
 //! comes of a chunk depends on it, its dictionary and its being the last one, and on nothing that
 //! was compressed before.
 
+mod tuned;
+
 use flate2::Crc;
-use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status, Strategy};
 
 use crate::Digest;
+use tuned::Deflate;
 
 /// How far back deflate refers, in bytes.
 pub(super) const WINDOW: usize = 32 * 1024;
-
-/// Chunks are compressed once for each change, while every client pays for the bytes.
-///
-/// Half of a document are hexadecimal digits without a pattern. A match of three to five of them
-/// costs more than the digits by themselves, at four bits each; "filtered" leaves such matches out,
-/// which makes the documents a ninth smaller than `gzip -9` does. Levels above 7 take a third longer
-/// and win half a percent; those below lose a tenth.
-const CONFIG: DeflateConfig = DeflateConfig {
-    level: 7,
-    method: zlib_rs::Method::Deflated,
-    window_bits: -15,
-    mem_level: 9,
-    strategy: Strategy::Filtered,
-};
 
 /// Deflate, no flags, no time, slowest algorithm, unknown file system; what equal documents have in
 /// common.
@@ -49,28 +37,7 @@ impl Packed {
 
     /// Compresses `text`, which stands behind `dictionary` and, if it is `last`, ends the document.
     pub(super) fn new(dictionary: &[u8], text: &[u8], last: bool) -> Self {
-        let mut deflate = Deflate::new_with_config(CONFIG);
-        if !dictionary.is_empty() {
-            // Only a wrong order of calls is an error, and there is none here.
-            deflate.set_dictionary(dictionary).expect("nothing was compressed yet");
-        }
-        let flush = if last { DeflateFlush::Finish } else { DeflateFlush::SyncFlush };
-        let mut bytes = vec![0; text.len() / 4 + 1024];
-        let mut length = 0;
-        loop {
-            let taken = usize::try_from(deflate.total_in()).unwrap_or(text.len());
-            // As above.
-            let status = deflate.compress(&text[taken..], &mut bytes[length..], flush);
-            let status = status.expect("deflate takes every byte");
-            length = usize::try_from(deflate.total_out()).unwrap_or(bytes.len());
-            let all_in = deflate.total_in() == text.len() as u64;
-            // It is flushed when it leaves room in the output.
-            if status == Status::StreamEnd || !last && all_in && length < bytes.len() {
-                break;
-            }
-            bytes.resize(bytes.len() * 2, 0);
-        }
-        bytes.truncate(length);
+        let bytes = Deflate::new(dictionary).compress(text, last);
         Self::of(bytes.into_boxed_slice(), text)
     }
 

@@ -14,7 +14,8 @@ use super::deflate::{HEADER, Packed};
 use crate::Digest;
 
 /// Another version, or another setting, may compress otherwise.
-const COMPRESSOR: &str = concat!(env!("CARGO_PKG_VERSION"), ", zlib-rs, level 7, filtered");
+const COMPRESSOR: &str =
+    concat!(env!("CARGO_PKG_VERSION"), ", zlib-rs, level 7, filtered, chains of 32");
 
 /// What a compressed chunk depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

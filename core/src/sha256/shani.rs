@@ -4,7 +4,7 @@
 //! after two: a second lane fits in between. With a third the instruction is busy all the time, so
 //! that it costs half as much again as two, which still is less than two and then one.
 //!
-//! One of the two files of the core with `unsafe`: the instructions must not be met by a processor
+//! One of the three places of the core with `unsafe`: the instructions must not be met by a processor
 //! that lacks them. Nothing here reads or writes through a pointer.
 #![allow(unsafe_code)]
 
