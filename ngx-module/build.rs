@@ -29,4 +29,12 @@ fn main() {
         shim.flag(flag);
     }
     shim.compile("ngx_http_simplestreams_shim");
+
+    // Of the feature `mimalloc`.
+    if let Some(include) = env::var_os("DEP_MIMALLOC_INCLUDE_DIR") {
+        println!("cargo::rerun-if-changed=src/allocator.c");
+        let mut allocator = cc::Build::new();
+        allocator.file("src/allocator.c").include(include).warnings(true).flag("-Werror");
+        allocator.compile("ngx_http_simplestreams_allocator");
+    }
 }

@@ -6,6 +6,7 @@
 
 mod anchors;
 mod deadlines;
+mod directories;
 mod events;
 mod gather;
 mod hashing;
@@ -32,6 +33,7 @@ use crate::parallel::Later;
 use crate::pool::Pool;
 use crate::progress::{Gauges, Progress};
 use crate::quiet::Writers;
+use crate::recall::Recall;
 use crate::tree::{Anchor, Tree};
 use crate::version::Version;
 use crate::watch::{RawEvent, Watcher};
@@ -39,6 +41,7 @@ use crate::{Problem, Settings, fields};
 
 use anchors::Anchors;
 use deadlines::Deadlines;
+use directories::Directories;
 use hashing::Results;
 use hashing_log::HashingLog;
 use publish::Publisher;
@@ -96,6 +99,9 @@ pub(crate) struct Indexer {
     tree: Tree,
     /// During a look.
     anchor: Option<Anchor>,
+    /// Directories that need not be read, and which are to be remembered.
+    recall: Option<Recall>,
+    directories: Directories,
     pool: Arc<Pool>,
     /// Hashes, for the first look.
     read_ahead: Option<Later<()>>,
@@ -159,6 +165,8 @@ impl Indexer {
         let anchors = Anchors::new(&settings.streams);
         let rehash = Rehash::new(sink.state.as_ref());
         let once = sink.once;
+        let files = sink.state.as_ref().filter(|_| !once);
+        let directories = Directories::new(files.map(|files| files.directories.clone()));
         let publisher = Publisher::new(&settings, sink);
         // Not before servers that start at this moment have a generation to share.
         let of_pool = Arc::clone(&pool);
@@ -166,6 +174,8 @@ impl Indexer {
         Self {
             tree,
             anchor: None,
+            recall: None,
+            directories,
             pool,
             read_ahead: Some(read_ahead),
             results: Results::new(sender.clone()),
@@ -226,6 +236,7 @@ impl Indexer {
             }
             self.look_at_everything(false);
         }
+        self.end_first_look();
         self.settled = self.once.then(|| Instant::now() + self.settings.settle);
         self.list_what_was_listed();
         loop {
@@ -346,6 +357,9 @@ impl Indexer {
             self.look_at(&path);
         }
         self.writers.expire(now, self.settings.settle);
+        if ticked {
+            self.write_down_directories(now);
+        }
     }
 
     /// Finds out whether root and streams are still the same; if not, everything is due for a look.

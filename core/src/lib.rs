@@ -55,6 +55,7 @@ mod whole;
 mod indexer;
 mod pool;
 mod quiet;
+mod recall;
 mod watch;
 
 // What proves it.

@@ -2,12 +2,15 @@
 //!
 //! What it does not do: decide whether a version is complete or quiet, or hash anything.
 
+mod files;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use crate::Problem;
 use crate::arch;
@@ -17,16 +20,10 @@ use crate::name::{
     check_product_component, is_version,
 };
 use crate::parallel;
-use crate::tree::{Anchor, Entry, Stamp, Tree, is_passing, join};
+use crate::recall::{Mark, Recall};
+use crate::tree::{Anchor, Entry, Plain, Stamp, Tree, is_passing, join};
 
-/// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
-/// the bound keeps a directory with a million of them from filling the memory.
-const MAX_FILES: usize = 1000;
-
-/// How long the files of a version may be together, in bytes: 1 TiB, more than clients have room for. A
-/// sparse file can claim eight million times as much, and hashing it would keep others from their turn
-/// for years.
-const MAX_SIZE: u64 = 1 << 40;
+pub use files::{Files, files};
 
 /// What [`walk`] found.
 #[derive(Debug, Default)]
@@ -39,17 +36,6 @@ pub struct Walk {
     pub problems: Vec<(String, Problem)>,
     /// Why parts of the tree could not be looked at just now: what was not found may be there.
     pub cut_short: Option<io::Error>,
-}
-
-/// What [`files`] found in the directory of a version.
-#[derive(Debug, Default)]
-pub struct Files {
-    /// Files that are listed, or that a promise is about.
-    pub images: Vec<Arc<FoundFile>>,
-    /// Files of overrides.
-    pub overrides: Vec<FoundFile>,
-    /// What is wrong with others.
-    pub problems: Vec<Problem>,
 }
 
 /// The directory of a version.
@@ -83,13 +69,15 @@ pub struct FoundFile {
 
 /// Walks the tree from `path`, which must lie in the stream whose directory is its first
 /// component, and calls `enter` for each directory before it is read, so that a watch stands
-/// before the first look; `entered` takes what comes of that. The directories of versions are not read.
+/// before the first look; `entered` takes what comes of that, and by what the directory is to be
+/// remembered. The directories of versions are not read, nor are those that are known by `recall`.
 /// Many directories are read by several threads, each of which calls `enter`.
 pub fn walk<E: Send>(
     tree: &Tree,
     path: &str,
+    recall: Option<&Recall>,
     enter: &(dyn Fn(&str) -> E + Sync),
-    entered: &mut dyn FnMut(E),
+    entered: &mut dyn FnMut(E, Option<Mark>),
 ) -> Walk {
     let mut walk = Walk::default();
     let mut components = path.split('/');
@@ -124,7 +112,8 @@ pub fn walk<E: Send>(
         Ok(Entry::File { .. } | Entry::Special | Entry::Dangling) => return walk,
         Ok(Entry::Directory { .. }) | Err(_) => {}
     }
-    let reader = Reader { tree, anchor: &anchor, stream, canonical: OnceLock::new(), enter };
+    let canonical = OnceLock::new();
+    let reader = Reader { tree, anchor: &anchor, recall, stream, canonical, enter };
     let mut walker = Walker { reader: &reader, visited: HashSet::new(), found: walk, entered };
     // The components down to `path` are judged like any other, so that walking a part of the tree
     // finds what walking all of it would.
@@ -167,6 +156,7 @@ fn is_link(tree: &Tree, path: &str) -> bool {
 struct Reader<'a, E> {
     tree: &'a Tree,
     anchor: &'a Anchor,
+    recall: Option<&'a Recall>,
     stream: &'a str,
     /// Where the stream's directory really is.
     canonical: OnceLock<Option<PathBuf>>,
@@ -179,6 +169,7 @@ struct Listing<E> {
     /// Directories to be read in turn, sorted.
     below: Vec<Below>,
     entered: E,
+    mark: Option<Mark>,
 }
 
 struct Below {
@@ -207,7 +198,7 @@ struct Walker<'a, E> {
     /// atoms. Those of the stream itself no link leads into.
     visited: HashSet<(u64, u64)>,
     found: Walk,
-    entered: &'a mut dyn FnMut(E),
+    entered: &'a mut dyn FnMut(E, Option<Mark>),
 }
 
 impl<E: Send> Walker<'_, E> {
@@ -223,7 +214,7 @@ impl<E: Send> Walker<'_, E> {
             parallel::each(&level, SHARE, AHEAD, read, |listings| {
                 for listing in listings {
                     found.append(listing.found);
-                    entered(listing.entered);
+                    entered(listing.entered, listing.mark);
                     for Below { path, is_link } in listing.below {
                         if is_link { &mut links } else { &mut next }.push(path);
                     }
@@ -246,9 +237,9 @@ impl<E: Send> Walker<'_, E> {
             let problem = Problem::new(Path::new(path), reason, remedy);
             return self.found.problems.push((path.to_owned(), problem));
         }
-        let Listing { found, below, entered } = self.reader.read(path, is_link);
+        let Listing { found, below, entered, mark } = self.reader.read(path, is_link);
         self.found.append(found);
-        (self.entered)(entered);
+        (self.entered)(entered, mark);
         for Below { path, is_link } in below {
             self.follow(&path, is_link);
         }
@@ -311,15 +302,45 @@ impl<E> Reader<'_, E> {
         stream.as_ref().is_some_and(|stream| target.starts_with(stream))
     }
 
+    /// What is in the directory at `path`, if it is as it was when an earlier process read it and found
+    /// nothing but directories of good names.
+    fn recalled(&self, path: &str, recall: &Recall) -> Option<(Walk, Vec<Below>, Mark)> {
+        if !recall.knows_any() {
+            return None;
+        }
+        let Plain::Directory(stamp) = self.anchor.plain(path)? else {
+            return None;
+        };
+        let (mark, names) = recall.names(&stamp)?;
+        let (mut found, mut below) = (Walk::default(), Vec::new());
+        for name in names {
+            let at = join(path, name);
+            match self.judge(path, &at, name.as_bytes()) {
+                Judged::Version => found.add_version(self.version(&at)),
+                Judged::Descend => below.push(Below { path: at, is_link: false }),
+                Judged::Bad(_) => return None,
+            }
+        }
+        Some((found, below, mark))
+    }
+
     /// Reads the directory at `path`, to which a symbolic link led if `linked`.
     fn read(&self, path: &str, linked: bool) -> Listing<E> {
         let entered = (self.enter)(path);
-        let mut listing = Listing { found: Walk::default(), below: Vec::new(), entered };
+        let found = Walk::default();
+        let mut listing = Listing { found, below: Vec::new(), entered, mark: None };
+        let recall = self.recall.filter(|_| !linked);
+        if let Some((found, below, mark)) = recall.and_then(|recall| self.recalled(path, recall)) {
+            return Listing { found, below, mark: Some(mark), ..listing };
+        }
+        let now = SystemTime::now();
         let read = self.anchor.directory(path).and_then(|directory| {
+            // Before the names: who adds one gives it another.
+            let stamp = recall.map(|_| directory.stamp()).transpose()?;
             let names = directory.names()?;
-            Ok((directory, names))
+            Ok((directory, stamp, names))
         });
-        let (directory, names) = match read {
+        let (directory, stamp, names) = match read {
             Ok(read) => read,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return listing,
             Err(err) => {
@@ -327,6 +348,14 @@ impl<E> Reader<'_, E> {
                 return listing;
             }
         };
+        if let (Some(recall), Some(stamp)) = (recall, stamp) {
+            // What a name that is no directory stands for may change elsewhere.
+            let is_plain = names.iter().all(|(_, is_directory)| *is_directory);
+            let as_text = || names.iter().map(|(name, _)| str::from_utf8(name));
+            if is_plain && as_text().all(|name| name.is_ok()) {
+                listing.mark = recall.mark(&stamp, now, as_text().map_while(Result::ok));
+            }
+        }
         let mut image = None;
         for (name, is_directory) in names {
             let lossy = String::from_utf8_lossy(&name).into_owned();
@@ -338,15 +367,7 @@ impl<E> Reader<'_, E> {
             };
             match entry {
                 Ok(Entry::Directory { link }) => match self.judge(path, &below, &name) {
-                    Judged::Version => {
-                        let mut version = self.version(&below);
-                        // One name for all versions of a product.
-                        let first = listing.found.versions.first();
-                        if let (Some(version), Some(first)) = (&mut version, first) {
-                            version.product = first.product.clone();
-                        }
-                        listing.found.versions.extend(version);
-                    }
+                    Judged::Version => listing.found.add_version(self.version(&below)),
                     // A name for people, such as `latest`: what it leads to is found where it
                     // really is.
                     Judged::Descend
@@ -410,6 +431,15 @@ impl<E> Listing<E> {
 }
 
 impl Walk {
+    /// Adds a version that lies beside the others.
+    fn add_version(&mut self, mut version: Option<FoundVersion>) {
+        // One name for all versions of a product.
+        if let (Some(version), Some(first)) = (&mut version, self.versions.first()) {
+            version.product = first.product.clone();
+        }
+        self.versions.extend(version);
+    }
+
     fn append(&mut self, other: Self) {
         self.versions.extend(other.versions);
         self.overrides.extend(other.overrides);
@@ -423,72 +453,6 @@ impl FoundFile {
     pub fn new(name: String, stamp: Stamp, links: u64) -> Self {
         Self { kind: Kind::of(&name), name, stamp, links }
     }
-}
-
-/// Lists the files of a version that have a known kind, sorted by name, and what is wrong with
-/// others.
-///
-/// # Errors
-///
-/// When the directory cannot be read.
-pub fn files(anchor: &Anchor, path: &str) -> io::Result<Files> {
-    let mut files = Files::default();
-    let directory = anchor.directory(path)?;
-    let mut names = directory.names()?;
-    let mut size = 0;
-    // Well-known names first, lest the bound leaves them out.
-    names.sort_by_cached_key(|(name, _)| Kind::rank(&String::from_utf8_lossy(name)));
-    for (name, _) in names {
-        let lossy = String::from_utf8_lossy(&name);
-        let kind = Kind::of(&lossy);
-        if kind == Kind::Other {
-            continue;
-        }
-        let below = join(path, &lossy);
-        if files.images.len() + files.problems.len() == MAX_FILES {
-            files.problems.push(Problem::new(
-                Path::new(path),
-                format!("the version holds more than {MAX_FILES} such files; the rest is ignored"),
-                "give every image a version of its own",
-            ));
-            break;
-        }
-        if let Err(BadName { reason, remedy }) = check_path_component(&name) {
-            files.problems.push(Problem::new(Path::new(&below), reason, remedy));
-            continue;
-        }
-        match directory.entry(&lossy) {
-            Ok(Entry::File { stamp, .. }) if stamp.size > MAX_SIZE - size => {
-                files.problems.push(Problem::new(
-                    Path::new(&below),
-                    format!(
-                        "it claims {} bytes, with which the version has more than 1 TiB",
-                        stamp.size
-                    ),
-                    "replace it by an image of a sensible size",
-                ));
-            }
-            Ok(Entry::File { stamp, links }) => {
-                size += stamp.size;
-                let file = FoundFile::new(lossy.into_owned(), stamp, links);
-                match kind {
-                    Kind::Overrides(_) => files.overrides.push(file),
-                    _ => files.images.push(Arc::new(file)),
-                }
-            }
-            Ok(Entry::Outside) => files.problems.push(outside(&below)),
-            Ok(Entry::Dangling) => files.problems.push(Problem::new(
-                Path::new(&below),
-                "the symbolic link leads nowhere",
-                "restore its target or remove it",
-            )),
-            Ok(Entry::Directory { .. } | Entry::Special) => files.problems.push(irregular(&below)),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) if is_passing(&err) => return Err(err),
-            Err(err) => files.problems.push(unreadable(&below, &err)),
-        }
-    }
-    Ok(files)
 }
 
 /// The problem of a path that the system does not let us read.

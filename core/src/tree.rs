@@ -108,6 +108,20 @@ pub enum Entry {
     Dangling,
 }
 
+/// What [`Anchor::plain`] found.
+#[derive(Debug)]
+pub enum Plain {
+    /// A directory.
+    Directory(Stamp),
+    /// As [`Entry::File`].
+    File {
+        /// Its identity.
+        stamp: Stamp,
+        /// Number of names that it has.
+        links: u64,
+    },
+}
+
 impl Tree {
     /// The tree under `root`, which need not exist yet.
     pub fn new(root: &Path) -> Self {
@@ -243,6 +257,18 @@ impl Anchor {
         }
     }
 
+    /// The directory or regular file at `path` itself: `None` if a symbolic link has its name, or anything
+    /// else, or it cannot be looked at.
+    pub fn plain(&self, path: &str) -> Option<Plain> {
+        let found = rustix::fs::statx(&self.fd, path, AtFlags::SYMLINK_NOFOLLOW, IDENTITY).ok()?;
+        let (stamp, links) = (Stamp::of_statx(&found), found.stx_nlink.into());
+        match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::Directory => Some(Plain::Directory(stamp)),
+            FileType::RegularFile => Some(Plain::File { stamp, links }),
+            _ => None,
+        }
+    }
+
     /// Opens the regular file at `path`, provided it still is the one with `stamp`.
     ///
     /// The stamp was taken after the checks of [`Directory::entry`], so a path that now leads
@@ -280,6 +306,18 @@ impl Anchor {
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory<'_> {
+    /// Its stamp.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be looked at.
+    pub fn stamp(&self) -> io::Result<Stamp> {
+        match rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, IDENTITY) {
+            Ok(found) => Ok(Stamp::of_statx(&found)),
+            Err(_) => self.tree.stamp(self.path),
+        }
+    }
+
     /// Its entries' names, sorted, without those that begin with a dot; `.requirements` alone is
     /// seen. Each with whether it is a directory and no link to one, as far as the file system says
     /// so by itself.

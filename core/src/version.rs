@@ -160,7 +160,7 @@ impl Version {
     /// Decides by what was `found` in the directory.
     pub fn look(&mut self, found: io::Result<scan::Files>, look: Look<'_>) -> Verdict {
         let path = &self.found.path;
-        let scan::Files { images: files, overrides, problems: mut notes } = match found {
+        let scan::Files { images: files, overrides, problems: mut notes, mark: _ } = match found {
             Ok(found) => found,
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 return Verdict {

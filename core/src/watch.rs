@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
+use crate::recall::Mark;
 use crate::tree::{Tree, is_below};
 
 /// Most events that wait to be taken in. What comes while that many wait is lost, as it would be in the
@@ -109,7 +110,9 @@ pub struct Watcher {
     paths: HashMap<i32, Arc<str>>,
     /// Further ones: a directory that several paths lead to has one watch.
     further: HashMap<i32, Vec<Arc<str>>>,
-    watches: BTreeMap<Arc<str>, i32>,
+    watches: BTreeMap<Arc<str>, Watch>,
+    /// See [`Watcher::unknown_marks`].
+    unknown_marks: usize,
     /// Watches that paths had before those that were noted.
     replaced: Vec<(i32, Arc<str>)>,
     refused: Option<(io::Error, u64)>,
@@ -117,6 +120,16 @@ pub struct Watcher {
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// A directory's watch, and by what it is to be remembered.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    number: i32,
+    mark: Option<Mark>,
+}
+
+// There may be hundreds of thousands.
+const _: () = assert!(size_of::<Watch>() == 16);
 
 /// Adds watches of a [`Watcher`], on any thread.
 #[derive(Clone, Debug)]
@@ -129,6 +142,14 @@ pub struct Adder {
 pub struct Added {
     path: Arc<str>,
     watch: Result<i32, Errno>,
+    mark: Option<Mark>,
+}
+
+impl Added {
+    /// With what the directory is to be remembered by, that was looked at after the watch was added.
+    pub fn with(self, mark: Option<Mark>) -> Self {
+        Self { mark, ..self }
+    }
 }
 
 impl Adder {
@@ -147,7 +168,7 @@ impl Adder {
             | WatchFlags::EXCL_UNLINK
             | WatchFlags::ONLYDIR;
         let watch = inotify::add_watch(&self.fd, tree.absolute(&path), flags);
-        Added { path, watch }
+        Added { path, watch, mark: None }
     }
 }
 
@@ -180,6 +201,7 @@ impl Watcher {
             paths: HashMap::new(),
             further: HashMap::new(),
             watches: BTreeMap::new(),
+            unknown_marks: 0,
             replaced: Vec::new(),
             refused: None,
             waiting,
@@ -202,8 +224,8 @@ impl Watcher {
     /// Takes note of a watch. What happened since it was added is not lost: events are
     /// [translated](Self::translate) where this is called. To be followed by
     /// [`all_noted`](Self::all_noted).
-    pub fn note(&mut self, Added { path, watch }: Added) {
-        if let Some(before) = self.enter(&path, watch) {
+    pub fn note(&mut self, Added { path, watch, mark }: Added) {
+        if let Some(before) = self.enter(&path, watch, mark) {
             self.replaced.push((before, path));
         }
     }
@@ -217,10 +239,18 @@ impl Watcher {
     }
 
     /// Gives the watch that `path` had before, if that was another one.
-    fn enter(&mut self, path: &Arc<str>, watch: Result<i32, Errno>) -> Option<i32> {
+    fn enter(
+        &mut self,
+        path: &Arc<str>,
+        watch: Result<i32, Errno>,
+        mark: Option<Mark>,
+    ) -> Option<i32> {
         match watch {
             Ok(watch) => {
-                let before = self.watches.insert(Arc::clone(path), watch);
+                let before = self.watches.insert(Arc::clone(path), Watch { number: watch, mark });
+                let is_new = mark.is_some() && before.and_then(|of| of.mark) != mark;
+                self.unknown_marks += usize::from(is_new);
+                let before = before.map(|before| before.number);
                 if before == Some(watch) {
                     return None;
                 }
@@ -249,9 +279,9 @@ impl Watcher {
     pub fn remove_below(&mut self, path: &str) {
         use std::ops::Bound::{Included, Unbounded};
         let mut gone: Vec<(Arc<str>, i32)> = Vec::new();
-        for (below, &watch) in self.watches.range::<str, _>((Included(path), Unbounded)) {
+        for (below, watch) in self.watches.range::<str, _>((Included(path), Unbounded)) {
             if is_below(below, path) {
-                gone.push((Arc::clone(below), watch));
+                gone.push((Arc::clone(below), watch.number));
             } else if !below.starts_with(path) {
                 break;
             }
@@ -260,6 +290,21 @@ impl Watcher {
             self.watches.remove(&below);
             self.forget(watch, &below);
         }
+    }
+
+    /// Number of directories whose marks are news, and not known by [`marks_are_known`](Self::marks_are_known).
+    pub fn unknown_marks(&self) -> usize {
+        self.unknown_marks
+    }
+
+    /// So many of them are not any more.
+    pub fn marks_are_known(&mut self, number: usize) {
+        self.unknown_marks = self.unknown_marks.saturating_sub(number);
+    }
+
+    /// Directories that have a watch, with what they are to be remembered by.
+    pub fn marks(&self) -> impl Iterator<Item = (&str, Option<Mark>)> {
+        self.watches.iter().map(|(path, watch)| (&**path, watch.mark))
     }
 
     /// Number of directories that have a watch.

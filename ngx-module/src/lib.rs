@@ -32,6 +32,7 @@
 //! hands that on to nginx.
 #![deny(unsafe_code)]
 
+mod allocator;
 mod barrier;
 mod conf;
 mod directives;

@@ -21,7 +21,7 @@ use crate::conf::{LocConf, MainConf, StatePath};
 use crate::directives::{self, Outcome, Wrong};
 use crate::ffi::{self, Conf, Request, StatePathError};
 use crate::variables::Variable;
-use crate::{error_log, handler, runtime, status};
+use crate::{allocator, error_log, handler, runtime, status};
 
 /// What nginx looks for in a loaded library.
 #[unsafe(no_mangle)]
@@ -177,6 +177,8 @@ fn said(cf: &Conf, directive: &str, outcome: Outcome) -> *mut c_char {
 }
 
 unsafe extern "C" fn ngx_http_simplestreams_create_main_conf(cf: *mut ngx_conf_t) -> *mut c_void {
+    // The first that nginx calls.
+    allocator::set_up();
     guard(null_mut, || {
         error_log::install();
         // SAFETY: nginx passes the configuration being read.

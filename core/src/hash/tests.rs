@@ -30,7 +30,7 @@ impl Site {
 
     /// Hashes the version at [`VERSION`] as it is now, with `between` between two chunks.
     fn hash(&self, stop: bool, between: &dyn Fn(&Crew)) -> Outcome {
-        let files = scan::files(&self.tree.anchor().unwrap(), VERSION).unwrap();
+        let files = scan::files(&self.tree.anchor().unwrap(), VERSION, None).unwrap();
         let (plan, _) = entry::plan(VERSION, &files.images);
         let (cache, bytes) = (HashCache::default(), AtomicU64::new(0));
         let context = Context {

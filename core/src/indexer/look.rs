@@ -90,6 +90,7 @@ impl Indexer {
             watcher.add(&self.tree, "");
         }
         self.next_rescan = None;
+        self.recall = self.directories.begin_look(&self.tree);
         self.look_at_override(REQUIREMENTS);
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
@@ -123,11 +124,13 @@ impl Indexer {
         let adder = self.watcher.as_ref().filter(|_| !self.once).map(Watcher::adder);
         let watch = |directory: &str| adder.as_ref().map(|adder| adder.add(&self.tree, directory));
         let mut watcher = self.watcher.as_mut();
-        let walk = scan::walk(&self.tree, path, &watch, &mut |added: Option<Added>| {
-            if let (Some(watcher), Some(added)) = (&mut watcher, added) {
-                watcher.note(added);
-            }
-        });
+        let recall = self.recall.as_ref();
+        let walk =
+            scan::walk(&self.tree, path, recall, &watch, &mut |added: Option<Added>, mark| {
+                if let (Some(watcher), Some(added)) = (&mut watcher, added) {
+                    watcher.note(added.with(mark));
+                }
+            });
         if let Some(watcher) = &mut self.watcher {
             watcher.all_noted();
         }
@@ -173,6 +176,9 @@ impl Indexer {
     fn look_at_versions(&mut self, versions: &[FoundVersion], retry: bool) {
         let (tree, adder) = (self.tree.clone(), self.watcher.as_ref().map(Watcher::adder));
         let anchor = tree.anchor();
+        // While others look, this thread needs all of itself.
+        let recall = self.recall.take();
+        let recall_of = recall.as_ref();
         self.anchor = anchor.as_ref().ok().cloned();
         let look_at = |found: &FoundVersion, watched: bool| {
             let now = (Instant::now(), SystemTime::now());
@@ -180,7 +186,7 @@ impl Indexer {
             let adder = adder.as_ref().filter(|_| watched);
             let watch = adder.map(|adder| adder.add(&tree, Arc::clone(&found.path)));
             let files = match &anchor {
-                Ok(anchor) => scan::files(anchor, &found.path),
+                Ok(anchor) => scan::files(anchor, &found.path, recall_of),
                 Err(err) => Err((*err).into()),
             };
             Seen { found: found.clone(), watch, now, files }
@@ -202,6 +208,7 @@ impl Indexer {
             }
         });
         self.anchor = None;
+        self.recall = recall;
         if let Some(watcher) = &mut self.watcher {
             watcher.all_noted();
         }
@@ -210,7 +217,8 @@ impl Indexer {
     fn judge(&mut self, tree: &Tree, seen: Seen, retry: bool) {
         let Seen { found, watch, now, files } = seen;
         if let (Some(watcher), Some(watch)) = (&mut self.watcher, watch) {
-            watcher.note(watch);
+            let mark = files.as_ref().ok().and_then(|files| files.mark);
+            watcher.note(watch.with(mark));
         }
         let path = Arc::clone(&found.path);
         self.add(found);

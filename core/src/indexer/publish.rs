@@ -14,7 +14,7 @@ use crate::name::ProductName;
 use crate::parallel::Later;
 use crate::render::Documents;
 use crate::snapshot::{self, Lineage, Snapshot, SnapshotError};
-use crate::{Problem, Settings, fields, state};
+use crate::{Problem, Settings, fields, recall, state};
 
 /// While versions are being hashed, a generation is published at most this often, and not more
 /// often than publishing itself takes times ten.
@@ -56,6 +56,8 @@ pub(crate) struct StateFiles {
     pub(crate) snapshot: PathBuf,
     /// Where the current one is, for running processes.
     pub(crate) live: PathBuf,
+    /// Which directories there are, for the next start.
+    pub(crate) directories: PathBuf,
     /// Where somebody asks for everything to be hashed anew.
     pub(crate) rehash: state::Request,
 }
@@ -65,6 +67,7 @@ impl StateFiles {
         Self {
             snapshot: snapshot::path(state_dir, id),
             live: live::path(state_dir, id),
+            directories: recall::path(state_dir, id),
             rehash: state::Request::new(state_dir, id),
         }
     }

@@ -24,8 +24,17 @@ pub(crate) const EVERY: Duration = Duration::from_secs(3600);
 const LOCK: &str = "lock";
 
 /// What follows the id in the names of an index's files.
-const EXTENSIONS: [&str; 7] =
-    ["snapshot", "snapshot.new", "live", "live.new", "rehash", "rehashing", LOCK];
+const EXTENSIONS: [&str; 9] = [
+    "snapshot",
+    "snapshot.new",
+    "live",
+    "live.new",
+    "directories",
+    "directories.new",
+    "rehash",
+    "rehashing",
+    LOCK,
+];
 
 /// Length of an id ([`Settings::id`](crate::Settings::id)).
 const ID: usize = 32;

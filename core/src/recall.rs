@@ -1,0 +1,397 @@
+//! Directories as an earlier process saw them: those that did not change since need not be read again.
+//!
+//! Names come into a directory and go out of it only with a new time of its inode, as file systems go
+//! that are on disks of this machine; the others, and those that are mounted below the root, are
+//! read. Like a [hash](crate::cache), what was read within the granularity of the clock after the last
+//! change is not remembered. Files are looked at in any case.
+//!
+//! It is for the first look of a process, and for nothing else: a rescan reads every directory.
+//!
+//! The file: eight bytes by which it is known, XXH3 of what follows (8, little-endian as all numbers),
+//! the number of directories (8); for each, in the order of the first, XXH3 of its stamp (8), and where its
+//! names begin (4) in the text with which the file ends: names, each with a `/`, and a zero behind the
+//! last. Paths are not in it: a stamp has the inode in it, and there are no two directories with one. Nor
+//! are the same names twice.
+
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::StatFs;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::cache::STAND;
+use crate::snapshot;
+use crate::tree::{Stamp, Tree, since_epoch};
+
+const MAGIC: [u8; 8] = *b"ssdirs\0\x01";
+
+/// Longest file that is read, in bytes: that of several million directories.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Bytes before the first directory.
+const HEAD: usize = 8 + 8 + 8;
+
+/// Bytes of each.
+const RECORD: usize = 8 + 4;
+
+/// Directories are found by the first bits of the hash of their stamp first, of which there are so many
+/// values.
+const BUCKETS: usize = 1 << 16;
+
+/// Magic numbers of file systems that keep the times of directories, and have nobody else change them:
+/// ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, tmpfs (`statfs(2)`, and OpenZFS for its own).
+const KEEP_TIMES: [u64; 7] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0xca45_1a4e, 0x0102_1994];
+
+/// What a directory was when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Hash of the names that matter in it.
+    names: NonZeroU32,
+    /// Hash of its stamp. As bytes, for there may be hundreds of thousands of marks, each beside
+    /// another small number.
+    stamp: [u8; 8],
+}
+
+impl Mark {
+    fn new<'n>(stamp: u64, names: impl Iterator<Item = &'n str>) -> Self {
+        let mut hash = Xxh3::new();
+        for name in names {
+            hash.update(name.as_bytes());
+            hash.update(b"/");
+        }
+        // Its lower half is as good as any.
+        let names = NonZeroU32::new(hash.digest() as u32).unwrap_or(NonZeroU32::MIN);
+        Self { names, stamp: stamp.to_le_bytes() }
+    }
+
+    fn stamp(self) -> u64 {
+        u64::from_le_bytes(self.stamp)
+    }
+}
+
+fn hash_of(stamp: &Stamp) -> u64 {
+    let Stamp { device, inode, size, modified, changed, born } = *stamp;
+    let born = born.unwrap_or(0).cast_unsigned();
+    let numbers = [device, inode, size, modified.cast_unsigned(), changed.cast_unsigned(), born];
+    let mut bytes = [0; 48];
+    for (bytes, number) in bytes.chunks_mut(8).zip(numbers) {
+        bytes.copy_from_slice(&number.to_le_bytes());
+    }
+    xxh3_64(&bytes)
+}
+
+/// What is remembered of a tree's directories, and which may be.
+#[derive(Debug)]
+pub struct Recall {
+    device: u64,
+    known: Option<Known>,
+    /// Directories that were.
+    recalled: AtomicUsize,
+}
+
+impl Recall {
+    /// For the tree as it is now, with what the file at `path` says, if one is given; `None` if nothing
+    /// can be told of a directory by its times. Trouble with the file is logged, it is not needed.
+    pub fn begin(tree: &Tree, path: Option<&Path>) -> Option<Self> {
+        let stamp = tree.stamp("").ok()?;
+        let StatFs { f_type, .. } = rustix::fs::statfs(tree.root()).ok()?;
+        // Of other types on other processors.
+        let keeps = u64::try_from(f_type).is_ok_and(|of| KEEP_TIMES.contains(&of));
+        keeps.then(|| Self::new(stamp.device, path.and_then(Known::read)))
+    }
+
+    fn new(device: u64, known: Option<Known>) -> Self {
+        Self { device, known, recalled: AtomicUsize::new(0) }
+    }
+
+    /// Nothing is known from now on, for what was read is newer. Says how many directories were as they are
+    /// in the file.
+    pub fn end_first_look(&mut self) -> usize {
+        self.known = None;
+        std::mem::take(self.recalled.get_mut())
+    }
+
+    /// Whether anything is known.
+    pub fn knows_any(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// The names that matter in the directory that has this stamp, if it did not change; with its mark.
+    pub fn names(&self, stamp: &Stamp) -> Option<(Mark, impl Iterator<Item = &str>)> {
+        let stamp = hash_of(stamp);
+        let names = self.known.as_ref()?.find(stamp)?;
+        self.recalled.fetch_add(1, Ordering::Relaxed);
+        let names = || names.split_terminator('/');
+        Some((Mark::new(stamp, names()), names()))
+    }
+
+    /// The mark of a directory that had this stamp before it was read, at the time `now`, and these names
+    /// then, sorted; none if it changed too short a time ago to tell.
+    pub fn mark<'n>(
+        &self,
+        stamp: &Stamp,
+        now: SystemTime,
+        names: impl Iterator<Item = &'n str>,
+    ) -> Option<Mark> {
+        let until = now.checked_sub(STAND).map_or(i64::MIN, since_epoch);
+        let stands = stamp.device == self.device && stamp.changed < until;
+        stands.then(|| Mark::new(hash_of(stamp), names))
+    }
+}
+
+/// The content of a file.
+#[derive(Debug)]
+struct Known {
+    /// Behind what the file begins with.
+    records: Vec<u8>,
+    text: String,
+    /// For each value of the first bits of hashes, which directories begin with it: from this number to
+    /// the next.
+    buckets: Vec<u32>,
+}
+
+impl Known {
+    fn read(path: &Path) -> Option<Self> {
+        let bytes = match snapshot::read_regular(path, MAX_BYTES) {
+            Ok(bytes) => bytes,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return None,
+            Err(err) => {
+                log::warn!("cannot read \"{}\" ({err}), reading all directories", path.display());
+                return None;
+            }
+        };
+        let known = Self::new(bytes);
+        if known.is_none() {
+            log::warn!("\"{}\" is damaged, reading all directories", path.display());
+        }
+        known
+    }
+
+    fn new(mut bytes: Vec<u8>) -> Option<Self> {
+        let (magic, rest) = bytes.split_first_chunk()?;
+        let (check, rest) = rest.split_first_chunk()?;
+        if *magic != MAGIC || u64::from_le_bytes(*check) != xxh3_64(rest) {
+            return None;
+        }
+        let (count, rest) = rest.split_first_chunk()?;
+        let count = usize::try_from(u64::from_le_bytes(*count)).ok()?;
+        let (records, _) = rest.split_at_checked(count.checked_mul(RECORD)?)?;
+        let mut buckets = Vec::with_capacity(BUCKETS + 1);
+        for (number, record) in records.chunks(RECORD).enumerate() {
+            let bucket = bucket_of(parse(record)?.0);
+            if bucket + 1 < buckets.len() {
+                return None; // They are not in their order.
+            }
+            buckets.resize(bucket + 1, u32::try_from(number).ok()?);
+        }
+        buckets.resize(BUCKETS + 1, u32::try_from(count).ok()?);
+        let text = String::from_utf8(bytes.split_off(HEAD + count * RECORD)).ok()?;
+        Some(Self { records: bytes, text, buckets })
+    }
+
+    /// The names in the directory whose stamp had this hash, each with a `/`.
+    fn find(&self, stamp: u64) -> Option<&str> {
+        let [from, to] = *self.buckets.get(bucket_of(stamp)..)?.first_chunk()?;
+        let range = HEAD + from as usize * RECORD..HEAD + to as usize * RECORD;
+        let mut records = self.records.get(range)?.chunks(RECORD).filter_map(parse);
+        let (_, at) = records.find(|(of, _)| *of == stamp)?;
+        let (names, _) = self.text.get(at as usize..)?.split_once('\0')?;
+        Some(names)
+    }
+}
+
+fn bucket_of(stamp: u64) -> usize {
+    (stamp >> (64 - BUCKETS.ilog2())) as usize
+}
+
+/// The hash of a directory's stamp, and where its names begin.
+fn parse(record: &[u8]) -> Option<(u64, u32)> {
+    let (stamp, at) = record.split_first_chunk()?;
+    Some((u64::from_le_bytes(*stamp), u32::from_le_bytes(*at.first_chunk()?)))
+}
+
+/// Gathers what a file is to say.
+#[derive(Debug, Default)]
+pub struct Record<'a> {
+    /// Each with the hash of its path.
+    directories: Vec<(u64, Mark)>,
+    /// Each with the hash of its directory's path.
+    names: Vec<(u64, &'a str)>,
+}
+
+impl<'a> Record<'a> {
+    /// Adds a directory.
+    pub fn directory(&mut self, path: &str, mark: Mark) {
+        self.directories.push((xxh3_64(path.as_bytes()), mark));
+    }
+
+    /// Adds a name that matters in a directory.
+    pub fn name(&mut self, directory: &str, name: &'a str) {
+        self.names.push((xxh3_64(directory.as_bytes()), name));
+    }
+
+    /// What the file says. Directories whose names are others by now than those that were marked are left
+    /// out.
+    ///
+    /// # Errors
+    ///
+    /// With more than four gigabytes of names.
+    pub fn encode(mut self) -> io::Result<Vec<u8>> {
+        self.directories.sort_unstable_by_key(|(path, _)| *path);
+        self.names.sort_unstable();
+        let (mut records, mut text) = (Vec::with_capacity(self.directories.len()), String::new());
+        // By their hash, for those of most directories are those of others too.
+        let mut places: HashMap<NonZeroU32, u32> = HashMap::new();
+        let mut names = &self.names[..];
+        for (path, mark) in &self.directories {
+            let begin = names.iter().position(|(of, _)| of >= path).unwrap_or(names.len());
+            names = &names[begin..];
+            let own = names.iter().take_while(|(of, _)| of == path).map(|(_, name)| *name);
+            if Mark::new(mark.stamp(), own.clone()) != *mark {
+                continue;
+            }
+            let end = text.len();
+            own.for_each(|name| text.extend([name, "/"]));
+            text.push('\0');
+            let place = places.get(&mark.names).copied();
+            let place = place.filter(|at| text[*at as usize..end].starts_with(&text[end..]));
+            if let Some(place) = place {
+                text.truncate(end);
+                records.push((mark.stamp(), place));
+            } else {
+                let place = u32::try_from(end).map_err(|_| io::ErrorKind::FileTooLarge)?;
+                places.insert(mark.names, place);
+                records.push((mark.stamp(), place));
+            }
+        }
+        records.sort_unstable();
+        let mut bytes = Vec::with_capacity(HEAD + records.len() * RECORD + text.len());
+        bytes.extend(MAGIC);
+        bytes.extend([0; 8]);
+        bytes.extend((records.len() as u64).to_le_bytes());
+        for (stamp, at) in records {
+            bytes.extend(stamp.to_le_bytes());
+            bytes.extend(at.to_le_bytes());
+        }
+        bytes.extend(text.as_bytes());
+        let check = xxh3_64(&bytes[16..]);
+        bytes[8..16].copy_from_slice(&check.to_le_bytes());
+        Ok(bytes)
+    }
+}
+
+/// The path of the file for the index `id`.
+pub fn path(state_dir: &Path, id: &str) -> PathBuf {
+    state_dir.join(format!("{id}.directories"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(inode: u64) -> Stamp {
+        Stamp { device: 1, inode, size: 3, modified: 4, changed: 5, born: Some(6) }
+    }
+
+    fn recall() -> Recall {
+        Recall::new(1, None)
+    }
+
+    fn names(recall: &Recall, stamp: &Stamp) -> Option<Vec<String>> {
+        recall.names(stamp).map(|(_, names)| names.map(str::to_owned).collect())
+    }
+
+    fn marked(stamp: &Stamp, names: &[&str]) -> Mark {
+        recall().mark(stamp, SystemTime::now(), names.iter().copied()).unwrap()
+    }
+
+    fn encoded() -> Vec<u8> {
+        let mut record = Record::default();
+        record.directory("a/b", marked(&stamp(1), &["c", "d"]));
+        record.name("a/b", "d");
+        record.name("a/b", "c");
+        record.directory("a", marked(&stamp(2), &["b"]));
+        record.name("a", "b");
+        record.directory("empty", marked(&stamp(3), &[]));
+        // One that was marked with other names.
+        record.directory("a/b/c", marked(&stamp(4), &["x", "y"]));
+        record.name("a/b/c", "x");
+        // One without a mark.
+        record.name("a/b/d", "x");
+        for number in 0..50_u64 {
+            let path = &format!("many/{number}");
+            record.directory(path, marked(&stamp(100 + number), &["c", "d"]));
+            record.name(path, "c");
+            record.name(path, "d");
+        }
+        record.encode().unwrap()
+    }
+
+    #[test]
+    fn what_did_not_change_is_remembered() {
+        let recall = Recall::new(1, Known::new(encoded()));
+        assert_eq!(names(&recall, &stamp(1)).unwrap(), ["c", "d"]);
+        assert_eq!(names(&recall, &stamp(2)).unwrap(), ["b"]);
+        assert_eq!(names(&recall, &stamp(3)).unwrap(), [""; 0]);
+        for number in 0..50_u64 {
+            assert_eq!(names(&recall, &stamp(100 + number)).unwrap(), ["c", "d"]);
+        }
+        for of in [
+            Stamp { changed: 6, ..stamp(1) },
+            Stamp { device: 2, ..stamp(1) },
+            Stamp { born: None, ..stamp(1) },
+            stamp(4),
+            stamp(5),
+        ] {
+            assert_eq!(names(&recall, &of), None, "{of:?}");
+        }
+        assert!(encoded().len() < 1000, "the same names are in it once");
+        let (mark, _) = recall.names(&stamp(1)).unwrap();
+        assert_eq!(mark, marked(&stamp(1), &["c", "d"]), "and stays so");
+    }
+
+    #[test]
+    fn what_changed_a_moment_ago_is_not() {
+        let (recall, now) = (recall(), SystemTime::now());
+        let mark = |stamp: &Stamp| recall.mark(stamp, now, std::iter::empty());
+        assert!(mark(&stamp(1)).is_some());
+        assert!(mark(&Stamp { device: 2, ..stamp(1) }).is_none(), "another file system");
+        let ago = |seconds: i64| Stamp {
+            changed: since_epoch(now) - seconds * 1_000_000_000,
+            ..stamp(1)
+        };
+        assert!(mark(&ago(4)).is_some());
+        assert!(mark(&ago(2)).is_none() && mark(&ago(-1000)).is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_is_of_no_use_and_no_harm() {
+        let good = encoded();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            assert!(Known::new(bad).is_none(), "byte {at}");
+            assert!(Known::new(good[..at].to_vec()).is_none(), "cut off at {at}");
+        }
+        // Sound by its check, and nonsense all the same.
+        let checked = |mut bytes: Vec<u8>| {
+            let check = xxh3_64(&bytes[16..]);
+            bytes[8..16].copy_from_slice(&check.to_le_bytes());
+            Known::new(bytes)
+        };
+        for at in 16..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x80;
+            let recall = Recall::new(1, checked(bad));
+            for of in [1, 2, 3, 100] {
+                names(&recall, &stamp(of));
+            }
+        }
+        assert!(checked([&MAGIC[..], &[0; 8], &[0xff; 8]].concat()).is_none());
+    }
+}
