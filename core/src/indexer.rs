@@ -214,6 +214,7 @@ impl Indexer {
     /// Works until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.work(events);
+        self.write_down_directories(Instant::now());
         // Or they would be found out again by the next process.
         let end = Instant::now() + LAST_FLUSH;
         while self.pool.cache().flush() && Instant::now() < end {}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
@@ -75,6 +76,38 @@ pub fn each<T: Sync, R: Send>(
             helper.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
+}
+
+/// Hands what `make` makes to `take`, in its order, until one of both says that it is enough; `make` is
+/// told so. Another thread makes it, up to `most` things ahead, where one can be had: it inherits the
+/// caller's signal mask.
+///
+/// # Panics
+///
+/// When `make` or `take` does.
+pub fn ahead<T: Send>(
+    most: usize,
+    make: impl Fn(&mut dyn FnMut(T) -> bool) + Sync,
+    mut take: impl FnMut(T) -> bool,
+) {
+    let is_made = threads() > 1
+        && thread::scope(|scope| {
+            let (sender, made) = sync_channel(most);
+            let make = &make;
+            let thread = thread::Builder::new().name("ss-render".into());
+            let maker =
+                thread.spawn_scoped(scope, move || make(&mut |thing| sender.send(thing).is_ok()));
+            let Ok(maker) = maker else {
+                return false;
+            };
+            // Dropped at the end, so that it does not wait for room any more.
+            made.into_iter().all(&mut take);
+            maker.join().unwrap_or_else(|panic| resume_unwind(panic));
+            true
+        });
+    if !is_made {
+        make(&mut take);
+    }
 }
 
 /// Which share of the items comes next.
@@ -240,6 +273,34 @@ mod tests {
             assert!(begun.load(Ordering::Relaxed) <= taken + 10);
         });
         assert_eq!(taken, 500);
+    }
+
+    #[test]
+    fn what_is_made_ahead_comes_in_its_order() {
+        for (count, enough) in [(0, 10), (1000, 2000), (1000, 5)] {
+            let (mut taken, is_told) = (Vec::new(), AtomicUsize::new(0));
+            let make = |hand_on: &mut dyn FnMut(usize) -> bool| {
+                if !(0..count).all(hand_on) {
+                    is_told.fetch_add(1, Ordering::Relaxed);
+                }
+            };
+            ahead(3, make, |number| {
+                taken.push(number);
+                taken.len() < enough
+            });
+            assert_eq!(taken, (0..count.min(enough)).collect::<Vec<_>>());
+            assert_eq!(is_told.into_inner() == 1, enough < count, "told that it is enough");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "in the middle")]
+    fn a_panic_of_who_makes_is_the_callers() {
+        let make = |hand_on: &mut dyn FnMut(usize) -> bool| {
+            hand_on(1);
+            panic!("in the middle");
+        };
+        ahead(3, make, |_| true);
     }
 
     #[test]

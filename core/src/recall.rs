@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::StatFs;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::cache::STAND;
 use crate::snapshot;
@@ -58,14 +58,11 @@ pub struct Mark {
 }
 
 impl Mark {
-    fn new<'n>(stamp: u64, names: impl Iterator<Item = &'n str>) -> Self {
-        let mut hash = Xxh3::new();
-        for name in names {
-            hash.update(name.as_bytes());
-            hash.update(b"/");
-        }
+    /// `names` each with a `/`.
+    fn new(stamp: u64, names: &str) -> Self {
         // Its lower half is as good as any.
-        let names = NonZeroU32::new(hash.digest() as u32).unwrap_or(NonZeroU32::MIN);
+        let names = xxh3_64(names.as_bytes()) as u32;
+        let names = NonZeroU32::new(names).unwrap_or(NonZeroU32::MIN);
         Self { names, stamp: stamp.to_le_bytes() }
     }
 
@@ -126,8 +123,7 @@ impl Recall {
         let stamp = hash_of(stamp);
         let names = self.known.as_ref()?.find(stamp)?;
         self.recalled.fetch_add(1, Ordering::Relaxed);
-        let names = || names.split_terminator('/');
-        Some((Mark::new(stamp, names()), names()))
+        Some((Mark::new(stamp, names), names.split_terminator('/')))
     }
 
     /// The mark of a directory that had this stamp before it was read, at the time `now`, and these names
@@ -140,7 +136,11 @@ impl Recall {
     ) -> Option<Mark> {
         let until = now.checked_sub(STAND).map_or(i64::MIN, since_epoch);
         let stands = stamp.device == self.device && stamp.changed < until;
-        stands.then(|| Mark::new(hash_of(stamp), names))
+        stands.then(|| {
+            let mut text = String::new();
+            names.for_each(|name| text.extend([name, "/"]));
+            Mark::new(hash_of(stamp), &text)
+        })
     }
 }
 
@@ -217,71 +217,57 @@ fn parse(record: &[u8]) -> Option<(u64, u32)> {
 
 /// Gathers what a file is to say.
 #[derive(Debug, Default)]
-pub struct Record<'a> {
-    /// Each with the hash of its path.
-    directories: Vec<(u64, Mark)>,
-    /// Each with the hash of its directory's path.
-    names: Vec<(u64, &'a str)>,
+pub struct Record {
+    /// Hashes of stamps, and where names begin.
+    directories: Vec<(u64, u32)>,
+    text: String,
+    /// Where names are, by their hash: those of most directories are those of others too.
+    places: HashMap<NonZeroU32, u32>,
 }
 
-impl<'a> Record<'a> {
-    /// Adds a directory.
-    pub fn directory(&mut self, path: &str, mark: Mark) {
-        self.directories.push((xxh3_64(path.as_bytes()), mark));
-    }
-
-    /// Adds a name that matters in a directory.
-    pub fn name(&mut self, directory: &str, name: &'a str) {
-        self.names.push((xxh3_64(directory.as_bytes()), name));
-    }
-
-    /// What the file says. Directories whose names are others by now than those that were marked are left
-    /// out.
+impl Record {
+    /// Adds a directory, and the names that matter in it by now, sorted: if they are others than those that
+    /// were marked, it is left out.
     ///
     /// # Errors
     ///
     /// With more than four gigabytes of names.
-    pub fn encode(mut self) -> io::Result<Vec<u8>> {
-        self.directories.sort_unstable_by_key(|(path, _)| *path);
-        self.names.sort_unstable();
-        let (mut records, mut text) = (Vec::with_capacity(self.directories.len()), String::new());
-        // By their hash, for those of most directories are those of others too.
-        let mut places: HashMap<NonZeroU32, u32> = HashMap::new();
-        let mut names = &self.names[..];
-        for (path, mark) in &self.directories {
-            let begin = names.iter().position(|(of, _)| of >= path).unwrap_or(names.len());
-            names = &names[begin..];
-            let own = names.iter().take_while(|(of, _)| of == path).map(|(_, name)| *name);
-            if Mark::new(mark.stamp(), own.clone()) != *mark {
-                continue;
-            }
-            let end = text.len();
-            own.for_each(|name| text.extend([name, "/"]));
-            text.push('\0');
-            let place = places.get(&mark.names).copied();
-            let place = place.filter(|at| text[*at as usize..end].starts_with(&text[end..]));
-            if let Some(place) = place {
-                text.truncate(end);
-                records.push((mark.stamp(), place));
-            } else {
-                let place = u32::try_from(end).map_err(|_| io::ErrorKind::FileTooLarge)?;
-                places.insert(mark.names, place);
-                records.push((mark.stamp(), place));
-            }
+    pub fn add<'n>(&mut self, mark: Mark, names: impl Iterator<Item = &'n str>) -> io::Result<()> {
+        let Self { directories, text, places } = self;
+        let end = text.len();
+        names.for_each(|name| text.extend([name, "/"]));
+        let is_as_marked = Mark::new(mark.stamp(), &text[end..]) == mark;
+        text.push('\0');
+        let known = places.get(&mark.names).copied();
+        let known = known.filter(|at| text[*at as usize..end].starts_with(&text[end..]));
+        if known.is_some() || !is_as_marked {
+            text.truncate(end);
         }
-        records.sort_unstable();
-        let mut bytes = Vec::with_capacity(HEAD + records.len() * RECORD + text.len());
+        if is_as_marked {
+            let new = || u32::try_from(end).map_err(|_| io::ErrorKind::FileTooLarge);
+            let place = known.map_or_else(new, Ok)?;
+            places.insert(mark.names, place);
+            directories.push((mark.stamp(), place));
+        }
+        Ok(())
+    }
+
+    /// What the file says.
+    pub fn encode(mut self) -> Vec<u8> {
+        self.directories.sort_unstable();
+        let length = HEAD + self.directories.len() * RECORD + self.text.len();
+        let mut bytes = Vec::with_capacity(length);
         bytes.extend(MAGIC);
         bytes.extend([0; 8]);
-        bytes.extend((records.len() as u64).to_le_bytes());
-        for (stamp, at) in records {
+        bytes.extend((self.directories.len() as u64).to_le_bytes());
+        for (stamp, at) in self.directories {
             bytes.extend(stamp.to_le_bytes());
             bytes.extend(at.to_le_bytes());
         }
-        bytes.extend(text.as_bytes());
+        bytes.extend(self.text.as_bytes());
         let check = xxh3_64(&bytes[16..]);
         bytes[8..16].copy_from_slice(&check.to_le_bytes());
-        Ok(bytes)
+        bytes
     }
 }
 
@@ -312,24 +298,19 @@ mod tests {
 
     fn encoded() -> Vec<u8> {
         let mut record = Record::default();
-        record.directory("a/b", marked(&stamp(1), &["c", "d"]));
-        record.name("a/b", "d");
-        record.name("a/b", "c");
-        record.directory("a", marked(&stamp(2), &["b"]));
-        record.name("a", "b");
-        record.directory("empty", marked(&stamp(3), &[]));
+        let mut add = |number: u64, marked_names: &[&str], names: &[&str]| {
+            let mark = marked(&stamp(number), marked_names);
+            record.add(mark, names.iter().copied()).unwrap();
+        };
+        add(1, &["c", "d"], &["c", "d"]);
+        add(2, &["b"], &["b"]);
+        add(3, &[], &[]);
         // One that was marked with other names.
-        record.directory("a/b/c", marked(&stamp(4), &["x", "y"]));
-        record.name("a/b/c", "x");
-        // One without a mark.
-        record.name("a/b/d", "x");
-        for number in 0..50_u64 {
-            let path = &format!("many/{number}");
-            record.directory(path, marked(&stamp(100 + number), &["c", "d"]));
-            record.name(path, "c");
-            record.name(path, "d");
+        add(4, &["x", "y"], &["x"]);
+        for number in 100..150 {
+            add(number, &["c", "d"], &["c", "d"]);
         }
-        record.encode().unwrap()
+        record.encode()
     }
 
     #[test]
@@ -338,8 +319,8 @@ mod tests {
         assert_eq!(names(&recall, &stamp(1)).unwrap(), ["c", "d"]);
         assert_eq!(names(&recall, &stamp(2)).unwrap(), ["b"]);
         assert_eq!(names(&recall, &stamp(3)).unwrap(), [""; 0]);
-        for number in 0..50_u64 {
-            assert_eq!(names(&recall, &stamp(100 + number)).unwrap(), ["c", "d"]);
+        for number in 100..150 {
+            assert_eq!(names(&recall, &stamp(number)).unwrap(), ["c", "d"]);
         }
         for of in [
             Stamp { changed: 6, ..stamp(1) },

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,6 +23,9 @@ use crate::tree::{Tree, is_below};
 /// Most events that wait to be taken in. What comes while that many wait is lost, as it would be in the
 /// kernel's queue, rather than filling the memory of a process that has no time for it just now.
 const MAX_WAITING: usize = 1 << 16;
+
+/// Number of watches that are not worth while keeping in order before there are more: that of the root.
+const HARDLY_ANY: usize = 1;
 
 /// What happened to a name in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +117,8 @@ pub struct Watcher {
     watches: BTreeMap<Arc<str>, Watch>,
     /// See [`Watcher::unknown_marks`].
     unknown_marks: usize,
+    /// Those that were noted while there were hardly any: a hundred thousand are sorted in faster at once.
+    noted: Vec<(Arc<str>, Watch)>,
     /// Watches that paths had before those that were noted.
     replaced: Vec<(i32, Arc<str>)>,
     refused: Option<(io::Error, u64)>,
@@ -202,6 +208,7 @@ impl Watcher {
             further: HashMap::new(),
             watches: BTreeMap::new(),
             unknown_marks: 0,
+            noted: Vec::new(),
             replaced: Vec::new(),
             refused: None,
             waiting,
@@ -225,39 +232,15 @@ impl Watcher {
     /// [translated](Self::translate) where this is called. To be followed by
     /// [`all_noted`](Self::all_noted).
     pub fn note(&mut self, Added { path, watch, mark }: Added) {
-        if let Some(before) = self.enter(&path, watch, mark) {
-            self.replaced.push((before, path));
-        }
-    }
-
-    /// All watches were noted that were added in one look.
-    pub fn all_noted(&mut self) {
-        // Only now: a directory that was renamed has the same watch under its new path.
-        for (watch, path) in std::mem::take(&mut self.replaced) {
-            self.forget(watch, &path);
-        }
-    }
-
-    /// Gives the watch that `path` had before, if that was another one.
-    fn enter(
-        &mut self,
-        path: &Arc<str>,
-        watch: Result<i32, Errno>,
-        mark: Option<Mark>,
-    ) -> Option<i32> {
         match watch {
-            Ok(watch) => {
-                let before = self.watches.insert(Arc::clone(path), Watch { number: watch, mark });
-                let is_new = mark.is_some() && before.and_then(|of| of.mark) != mark;
-                self.unknown_marks += usize::from(is_new);
-                let before = before.map(|before| before.number);
-                if before == Some(watch) {
-                    return None;
+            Ok(number) => {
+                let watch = Watch { number, mark };
+                if self.watches.len() <= HARDLY_ANY {
+                    self.noted.push((path, watch));
+                } else {
+                    let before = self.watches.insert(Arc::clone(&path), watch);
+                    self.entered(&path, watch, before);
                 }
-                if let Some(first) = self.paths.insert(watch, Arc::clone(path)) {
-                    self.further.entry(watch).or_default().push(first);
-                }
-                return before;
             }
             // It went away, or is no directory any more: the event of its parent says so. Or it may
             // not be read, which is a problem of its own.
@@ -267,7 +250,42 @@ impl Watcher {
                 self.refused = Some((err.into(), refused + 1));
             }
         }
-        None
+    }
+
+    /// All watches were noted that were added in one look.
+    pub fn all_noted(&mut self) {
+        self.enter_noted();
+        // Only now: a directory that was renamed has the same watch under its new path.
+        for (watch, path) in std::mem::take(&mut self.replaced) {
+            self.forget(watch, &path);
+        }
+    }
+
+    fn enter_noted(&mut self) {
+        let mut noted = std::mem::take(&mut self.noted);
+        // Of several of one path, the last comes last.
+        noted.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut before: Option<(&Arc<str>, Watch)> = None;
+        for (path, watch) in &noted {
+            let same = before.filter(|(of, _)| *of == path).map(|(_, watch)| watch);
+            self.entered(path, *watch, same.or_else(|| self.watches.get(path).copied()));
+            before = Some((path, *watch));
+        }
+        self.watches.append(&mut noted.into_iter().collect());
+    }
+
+    /// `path` is going to have this watch, and had that `before`.
+    fn entered(&mut self, path: &Arc<str>, Watch { number, mark }: Watch, before: Option<Watch>) {
+        let is_new = mark.is_some() && before.and_then(|of| of.mark) != mark;
+        self.unknown_marks += usize::from(is_new);
+        let before = before.map(|before| before.number);
+        if before == Some(number) {
+            return;
+        }
+        if let Some(first) = self.paths.insert(number, Arc::clone(path)) {
+            self.further.entry(number).or_default().push(first);
+        }
+        self.replaced.extend(before.map(|before| (before, Arc::clone(path))));
     }
 
     /// Whether its thread has given up; there are no more events.
@@ -277,9 +295,11 @@ impl Watcher {
 
     /// Drops the watches of `path` and of everything below it.
     pub fn remove_below(&mut self, path: &str) {
-        use std::ops::Bound::{Included, Unbounded};
+        self.enter_noted();
         let mut gone: Vec<(Arc<str>, i32)> = Vec::new();
-        for (below, watch) in self.watches.range::<str, _>((Included(path), Unbounded)) {
+        for (below, watch) in
+            self.watches.range::<str, _>((Bound::Included(path), Bound::Unbounded))
+        {
             if is_below(below, path) {
                 gone.push((Arc::clone(below), watch.number));
             } else if !below.starts_with(path) {
@@ -302,9 +322,20 @@ impl Watcher {
         self.unknown_marks = self.unknown_marks.saturating_sub(number);
     }
 
-    /// Directories that have a watch, with what they are to be remembered by.
-    pub fn marks(&self) -> impl Iterator<Item = (&str, Option<Mark>)> {
-        self.watches.iter().map(|(path, watch)| (&**path, watch.mark))
+    /// Directories that are to be remembered, and by what.
+    pub fn marks(&self) -> impl Iterator<Item = (&str, Mark)> {
+        self.watches.iter().filter_map(|(path, watch)| Some((&**path, watch.mark?)))
+    }
+
+    /// The names of those in `directory` that have a watch, sorted.
+    pub fn below(&self, directory: &str) -> impl Iterator<Item = &str> {
+        let above = format!("{directory}/");
+        let from = (Bound::Included(&*above), Bound::Unbounded);
+        let names = self.watches.range::<str, _>(from);
+        let length = above.len();
+        let names = names.map(|(path, _)| &**path);
+        let names = names.take_while(move |path| path.starts_with(&above));
+        names.map(move |path| &path[length..]).filter(|name| !name.contains('/'))
     }
 
     /// Number of directories that have a watch.

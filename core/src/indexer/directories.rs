@@ -58,19 +58,17 @@ impl Indexer {
         }
         watcher.marks_are_known(usize::MAX);
         let mut record = Record::default();
-        for (directory, mark) in watcher.marks() {
-            if let Some(mark) = mark {
-                record.directory(directory, mark);
-            }
-            if let Some((above, name)) = directory.rsplit_once('/') {
-                record.name(above, name);
-            }
-        }
-        for (directory, version) in &self.versions {
-            version.files().for_each(|(name, _)| record.name(directory, name));
-        }
+        let recorded = watcher.marks().try_for_each(|(directory, mark)| {
+            let Some(version) = self.versions.get(directory) else {
+                return record.add(mark, watcher.below(directory));
+            };
+            let mut names: Vec<&str> = version.files().map(|(name, _)| name).collect();
+            names.sort_unstable();
+            record.add(mark, names.into_iter())
+        });
         // After a power cut it may be anything, which its check tells.
-        if let Err(err) = record.encode().and_then(|bytes| snapshot::replace(path, &bytes, false)) {
+        let write = || snapshot::replace(path, &record.encode(), false);
+        if let Err(err) = recorded.and_then(|()| write()) {
             log::warn!("cannot write \"{}\" ({err}), a start will read more", path.display());
         }
         self.directories.next = Some(now + PAUSE);

@@ -145,7 +145,7 @@ impl Document {
             store,
         };
         if cutting.old.is_empty() {
-            cutting.cut(0)?;
+            cutting.cut_all(overrides)?;
         }
         for product in changed.iter().filter(|product| self.of.has(product)) {
             let at = At { product: product.clone(), version: "".into() };
@@ -240,6 +240,19 @@ struct Unpacked {
 /// How many chunks are compressed at a time, where there are so many: a few megabytes of text.
 const AT_A_TIME: usize = 8;
 
+/// How long a text is rendered before it is handed on to be cut, in bytes, and how many of them wait for
+/// that at most.
+const SHARE: usize = 64 * 1024;
+const AHEAD: usize = 8;
+
+/// Some pieces, in their order.
+#[derive(Default)]
+struct Rendered {
+    text: Vec<u8>,
+    /// Each with its end in the text.
+    pieces: Vec<(At, usize)>,
+}
+
 /// Cuts a document anew where it changed.
 struct Cutting<'a> {
     of: &'a Of,
@@ -268,6 +281,44 @@ impl Cutting<'_> {
         }
     }
 
+    /// Cuts the whole document, of which there are no old chunks, while another thread renders.
+    fn cut_all(&mut self, overrides: &fields::Files) -> io::Result<()> {
+        let (of, catalog) = (self.of, self.catalog);
+        let render = |hand_on: &mut dyn FnMut(Rendered) -> bool| {
+            let mut writer = Writer::new(of, catalog, overrides);
+            let mut rendered = Rendered::default();
+            let mut before = None;
+            for at in of.pieces(catalog, None) {
+                writer.piece(before.as_ref(), &at, &mut rendered.text);
+                rendered.pieces.push((at.clone(), rendered.text.len()));
+                before = Some(at);
+                if rendered.text.len() >= SHARE && !hand_on(std::mem::take(&mut rendered)) {
+                    return;
+                }
+            }
+            hand_on(rendered);
+        };
+        let (mut open, mut before) = (Open::default(), None);
+        let mut cut = Ok(());
+        parallel::ahead(AHEAD, render, |Rendered { text, pieces }| {
+            let mut start = 0;
+            for (at, end) in pieces {
+                if open.ends(self.bounds) {
+                    cut = self.close(std::mem::take(&mut open), before.clone(), false);
+                    if cut.is_err() {
+                        return false;
+                    }
+                }
+                open.add(before.as_ref(), &at, |out| out.extend(&text[start..end]));
+                (before, start) = (Some(at), end);
+            }
+            true
+        });
+        cut?;
+        self.writer.end(before.as_ref(), &mut open.text);
+        self.close(open, before, true)
+    }
+
     /// Cuts from the old chunk with this number on, until an old chunk can be gone on with.
     fn cut(&mut self, chunk: usize) -> io::Result<()> {
         let of = self.of;
@@ -290,14 +341,7 @@ impl Cutting<'_> {
                     return Ok(());
                 }
             }
-            if open.first.is_none() {
-                open.before = Some(Before::of(before.as_ref(), &at));
-                open.first = Some(at.clone());
-            }
-            let start = open.text.len();
-            self.writer.piece(before.as_ref(), &at, &mut open.text);
-            open.hash = xxh3_64(&open.text[start..]);
-            open.piece = open.text.len() - start;
+            open.add(before.as_ref(), &at, |out| self.writer.piece(before.as_ref(), &at, out));
             before = Some(at);
         }
         self.writer.end(before.as_ref(), &mut open.text);
@@ -412,6 +456,18 @@ struct Open {
 }
 
 impl Open {
+    /// Has the piece at `at`, which stands behind `before`, appended.
+    fn add(&mut self, before: Option<&At>, at: &At, append: impl FnOnce(&mut Vec<u8>)) {
+        if self.first.is_none() {
+            self.before = Some(Before::of(before, at));
+            self.first = Some(at.clone());
+        }
+        let start = self.text.len();
+        append(&mut self.text);
+        self.hash = xxh3_64(&self.text[start..]);
+        self.piece = self.text.len() - start;
+    }
+
     /// Whether it ends behind its last piece: long pieces more often than short ones, so that a
     /// chunk's length does not depend on the length of pieces.
     fn ends(&self, Bounds { min, max, average }: Bounds) -> bool {

@@ -223,7 +223,7 @@ mod tests {
             make(dir.path(), &format!("{id}.{extension}"), Duration::ZERO);
         }
         remove_unfinished(dir.path(), &id);
-        let extensions = ["live", "lock", "rehash", "rehashing", "snapshot"];
+        let extensions = ["directories", "live", "lock", "rehash", "rehashing", "snapshot"];
         assert_eq!(names(dir.path()), extensions.map(|extension| format!("{id}.{extension}")));
     }
 }
