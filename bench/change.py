@@ -61,7 +61,7 @@ def run(work, report):
                 time.sleep(0.0002)
             times.append(time.monotonic() - closed)
         time.sleep(1)
-        served = nginx.fetch(port, "/streams/v1/images.json")
+        served, tag = (ask(port, "/streams/v1/images.json") for ask in (nginx.fetch, nginx.tag))
         private, shared = process.memory(worker)
         peak = process.peak(builder)
     plain = worker_memory(directory, "without",
@@ -84,7 +84,7 @@ def run(work, report):
          report.verdict("worker, private MiB more", (private - plain) / MIB, 2)],
         ["worker, shared memory", mebibytes(shared), ""],
         ["builder, peak", mebibytes(peak), report.verdict("builder, peak MiB", peak / MIB, 150)],
-        *restart(directory, body, port, tree, state, python_seconds(work, tree), report),
+        *restart(directory, body, port, tree, state, tag, python_seconds(work, tree), report),
     ]
     report.title(f"One version more at {VERSIONS}, restart, memory", __doc__.strip())
     report.table(["what", "measured", ""], rows)
@@ -99,12 +99,13 @@ def python_seconds(work, tree):
     return work.python_update.get(VERSIONS)
 
 
-def restart(directory, body, port, tree, state, python, report):
+def restart(directory, body, port, tree, state, served, python, report):
     """Rows of a start with nothing hashed: first answer, and when what is on disk is known.
 
-    A version that came while nginx was stopped tells when the whole tree has been looked at.
+    A version that came while nginx was stopped tells when the whole tree has been looked at. Before,
+    `served` was the tag of the list.
     """
-    versions = f"images/{trees.product(1)}"
+    versions, path = f"images/{trees.product(1)}", "/streams/v1/images.json"
     trees.add_version(tree / versions / "20250102_0000", SIZE)
     time.sleep(2.5)
     begun = time.monotonic()
@@ -112,17 +113,19 @@ def restart(directory, body, port, tree, state, python, report):
         while nginx.fetch(port, "/streams/v1/index.json") is None:
             time.sleep(0.0005)
         first = time.monotonic() - begun
-        path, current = "/streams/v1/images.json", None
         # Whoever asks again and again, for forty megabytes even, takes the time that is measured.
-        announced, served = live(state), nginx.tag(port, path)
-        while current is None or b"20250102_0000" not in nginx.fetch(port, path):
-            while live(state) == announced:
-                if time.monotonic() > begun + 120:
-                    raise SystemExit("not current after 120 s")
-                time.sleep(0.001)
-            nginx.wait_for(lambda: nginx.tag(port, path) != served)
+        while True:
+            announced = live(state)
+            if nginx.tag(port, path) == served:
+                while live(state) == announced:
+                    if time.monotonic() > begun + 120:
+                        raise SystemExit("not current after 120 s")
+                    time.sleep(0.001)
+                nginx.wait_for(lambda: nginx.tag(port, path) != served)
             current = time.monotonic() - begun
-            announced, served = live(state), nginx.tag(port, path)
+            served = nginx.tag(port, path)
+            if b"20250102_0000" in nginx.fetch(port, path):
+                break
         [builder] = nginx.family("cache manager process")
         read = int(open(f"/proc/{builder}/io").readline().split()[1])
     to_python = [] if python is None else [

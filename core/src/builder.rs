@@ -82,10 +82,10 @@ impl Builder {
                     return;
                 };
                 state::sweep::remove_unfinished(&state_dir, &settings.id());
-                pool.cache().persist(&state_dir.join(HASHES));
+                let hashes = Some(state_dir.join(HASHES));
                 let state = Some(StateFiles::new(&state_dir, &settings.id()));
                 let sink = Sink { state, ..Sink::default() };
-                Indexer::new(settings, pool, own, sink, gauges).run(&events);
+                Indexer::new(settings, pool, own, sink, gauges, hashes).run(&events);
             })?);
         }
         Ok(builder)

@@ -42,21 +42,28 @@ impl Hasher {
     }
 }
 
+/// Two hexadecimal digits for each byte, lower case.
+fn hex(bytes: &[u8; 32]) -> [u8; 64] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut hex = [0; 64];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    hex
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = [0_u8; 64];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
-        f.pad(str::from_utf8(&hex).map_err(|_| fmt::Error)?)
+        f.pad(str::from_utf8(&hex(&self.0)).map_err(|_| fmt::Error)?)
     }
 }
 
 impl serde::Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let hex = hex(&self.0);
+        // Digits alone; `collect_str` would take them for as long again.
+        serializer.serialize_str(str::from_utf8(&hex).map_err(serde::ser::Error::custom)?)
     }
 }
 

@@ -97,12 +97,10 @@ impl Index {
         let shown = Arc::clone(&gauges);
         let root = settings.root.clone();
         let indexer = Running::spawn(sender, "ss-index", move || {
-            match options.hash_cache {
-                Some(path) => hashing.cache().persist(&path),
-                None if options.once => hashing.cache().keep_links_only(),
-                None => {}
+            if options.hash_cache.is_none() && options.once {
+                hashing.cache().keep_links_only();
             }
-            Indexer::new(settings, hashing, own, sink, shown).run(&events);
+            Indexer::new(settings, hashing, own, sink, shown, options.hash_cache).run(&events);
         })?;
         Ok(Self { root, cell, gauges, pool, indexer })
     }

@@ -22,6 +22,7 @@ mod saver;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::ops::Bound;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -103,8 +104,10 @@ pub(crate) struct Indexer {
     recall: Option<Recall>,
     directories: Directories,
     pool: Arc<Pool>,
-    /// Hashes, for the first look.
+    /// Hashes, for the first look. Nobody asks for any before they are there.
     read_ahead: Option<Later<()>>,
+    /// The requirements of the whole tree are to be looked at, once hashes are there.
+    are_requirements_due: bool,
     sender: Sender<Event>,
     results: Results,
     watcher: Option<Watcher>,
@@ -153,13 +156,14 @@ pub(crate) struct Indexer {
 
 impl Indexer {
     /// An indexer that has not looked yet. `sender` is the other end of what [`run`](Self::run)
-    /// receives.
+    /// receives. Hashes are kept in the file `hashes`, unless the pool's have a file already.
     pub(crate) fn new(
         settings: Settings,
         pool: Arc<Pool>,
         sender: Sender<Event>,
         sink: Sink,
         gauges: Arc<Gauges>,
+        hashes: Option<PathBuf>,
     ) -> Self {
         let tree = Tree::new(&settings.root);
         let anchors = Anchors::new(&settings.streams);
@@ -168,9 +172,15 @@ impl Indexer {
         let files = sink.state.as_ref().filter(|_| !once);
         let directories = Directories::new(files.map(|files| files.directories.clone()));
         let publisher = Publisher::new(&settings, sink);
-        // Not before servers that start at this moment have a generation to share.
+        // Not before servers that start at this moment have a generation to share: to open the file
+        // takes a while after a process that was killed.
         let of_pool = Arc::clone(&pool);
-        let read_ahead = Later::begin("ss-ahead", move || of_pool.cache().begin_first_look());
+        let read_ahead = Later::begin("ss-ahead", move || {
+            if let Some(path) = &hashes {
+                of_pool.cache().persist(path);
+            }
+            of_pool.cache().begin_first_look();
+        });
         Self {
             tree,
             anchor: None,
@@ -178,6 +188,7 @@ impl Indexer {
             directories,
             pool,
             read_ahead: Some(read_ahead),
+            are_requirements_due: false,
             results: Results::new(sender.clone()),
             sender,
             watcher: None,
@@ -224,10 +235,8 @@ impl Indexer {
         self.gauges.report(Progress { active: true, ..Progress::default() });
         self.anchors.check(&self.tree);
         self.look_at_everything(false);
-        if let Some(begun) = self.read_ahead.take() {
-            begun.get();
-            self.pool.cache().end_first_look();
-        }
+        self.read_ahead = None;
+        self.pool.cache().end_first_look();
         // What could not be looked at must not seem to be gone.
         while std::mem::take(&mut self.is_blind) {
             match events.recv_timeout(RETRY) {

@@ -91,10 +91,11 @@ impl Indexer {
         }
         self.next_rescan = None;
         self.recall = self.directories.begin_look(&self.tree);
-        self.look_at_override(REQUIREMENTS);
+        self.are_requirements_due = true;
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
         }
+        self.get_ready_to_judge();
         // Without events the tree is looked at often, and events are tried for again.
         let rescan = match self.settings.rescan {
             Duration::ZERO if self.unwatched => UNWATCHED,
@@ -112,6 +113,16 @@ impl Indexer {
                  alone; raise fs.inotify.max_user_watches",
                 self.settings.root.display()
             );
+        }
+    }
+
+    /// Has what is needed to judge what was found, versions as well as files of overrides.
+    fn get_ready_to_judge(&mut self) {
+        if let Some(begun) = &self.read_ahead {
+            begun.get();
+        }
+        if std::mem::take(&mut self.are_requirements_due) {
+            self.look_at_override(REQUIREMENTS);
         }
     }
 
@@ -134,6 +145,7 @@ impl Indexer {
         if let Some(watcher) = &mut self.watcher {
             watcher.all_noted();
         }
+        self.get_ready_to_judge();
         if let Some(err) = walk.cut_short {
             return self.failed(path, &err);
         }
