@@ -278,7 +278,11 @@ pub fn path(state_dir: &Path, id: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::scan;
+    use crate::tree::Plain;
 
     fn stamp(inode: u64) -> Stamp {
         Stamp { device: 1, inode, size: 3, modified: 4, changed: 5, born: Some(6) }
@@ -374,5 +378,105 @@ mod tests {
             }
         }
         assert!(checked([&MAGIC[..], &[0; 8], &[0xff; 8]].concat()).is_none());
+    }
+
+    /// A tree with one version, and what is remembered of its directories, which the record makes
+    /// hold other names than they do.
+    struct Site {
+        dir: tempfile::TempDir,
+        tree: Tree,
+    }
+
+    const PRODUCT: &str = "images/a/1/amd64/default";
+    const FILES: [&str; 2] = ["lxd.tar.xz", "rootfs.squashfs"];
+
+    impl Site {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = Tree::new(dir.path());
+            for version in ["20240101", "20240102"] {
+                let version = dir.path().join(PRODUCT).join(version);
+                fs::create_dir_all(&version).unwrap();
+                FILES.iter().for_each(|name| fs::write(version.join(name), "x").unwrap());
+            }
+            Self { dir, tree }
+        }
+
+        /// As if these directories had been read long after their last change.
+        fn recall(&self, directories: &[(&str, &[&str])]) -> Recall {
+            let device = self.tree.stamp("").unwrap().device;
+            let mut record = Record::default();
+            for (path, names) in directories {
+                let Some(Plain::Directory(stamp)) = self.tree.anchor().unwrap().plain(path) else {
+                    panic!("no directory: {path}");
+                };
+                let later = SystemTime::now() + 2 * STAND;
+                let names = names.iter().copied();
+                let mark = Recall::new(device, None).mark(&stamp, later, names.clone()).unwrap();
+                record.add(mark, names).unwrap();
+            }
+            Recall::new(device, Some(Known::new(record.encode()).unwrap()))
+        }
+
+        fn versions(&self, recall: &Recall) -> Vec<String> {
+            let walk = scan::walk(&self.tree, "images", Some(recall), &|_| (), &mut |(), _| ());
+            assert!(walk.cut_short.is_none() && walk.problems.is_empty(), "{walk:?}");
+            walk.versions.iter().map(|version| version.name().to_owned()).collect()
+        }
+
+        fn files(&self, recall: &Recall) -> Vec<String> {
+            let version = format!("{PRODUCT}/20240101");
+            let files = scan::files(&self.tree.anchor().unwrap(), &version, Some(recall)).unwrap();
+            files.images.iter().map(|file| file.name.clone()).collect()
+        }
+    }
+
+    #[test]
+    fn a_directory_that_did_not_change_is_not_read() {
+        let site = Site::new();
+        let recall = site.recall(&[(PRODUCT, &["20240102"])]);
+        assert_eq!(site.versions(&recall), ["20240102"], "as remembered, not as it is");
+        fs::create_dir(site.dir.path().join(PRODUCT).join("20240103")).unwrap();
+        assert_eq!(site.versions(&recall), ["20240101", "20240102", "20240103"], "it changed");
+        // What is remembered of a directory is good wherever it lies; it is not of another's place.
+        let recall = site.recall(&[("images/a", &["1"]), ("images/a/1", &["amd64"])]);
+        assert_eq!(site.versions(&recall).len(), 3);
+        assert_eq!(recall.recalled.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn files_of_a_version_are_looked_at_in_any_case() {
+        let site = Site::new();
+        let version = format!("{PRODUCT}/20240101");
+        let recall = site.recall(&[(&version, &FILES[1..])]);
+        assert_eq!(site.files(&recall), FILES[1..], "as remembered, not as it is");
+        let path = site.dir.path().join(&version).join(FILES[1]);
+        fs::write(&path, "longer").unwrap();
+        let anchor = site.tree.anchor().unwrap();
+        let files = scan::files(&anchor, &version, Some(&recall)).unwrap();
+        assert_eq!(files.images[0].stamp.size, 6, "its directory is the same, it is not");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(site.files(&recall), FILES[..1], "it is gone, and the directory another");
+    }
+
+    #[test]
+    fn what_cannot_be_as_it_is_remembered_is_read() {
+        let site = Site::new();
+        let version = format!("{PRODUCT}/20240101");
+        // A file that matters was never one of these.
+        for names in [&["none.tar.xz"][..], &[".."], &["readme"], &["image.yaml"], &["a/b"]] {
+            let recall = site.recall(&[(&version, names)]);
+            let mut files = site.files(&recall);
+            files.sort();
+            assert_eq!(files, FILES, "{names:?}");
+        }
+        for name in ["..", "not a component", ".hidden"] {
+            let recall = site.recall(&[("images/a/1", &[name]), (PRODUCT, &["20240102"])]);
+            assert_eq!(site.versions(&recall), ["20240102"], "{name}");
+        }
+        std::os::unix::fs::symlink(FILES[0], site.dir.path().join(&version).join("incus.tar.xz"))
+            .unwrap();
+        let recall = site.recall(&[(&version, &["incus.tar.xz"])]);
+        assert_eq!(site.files(&recall).len(), 3, "a link is looked at with more care");
     }
 }

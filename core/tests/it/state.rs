@@ -348,6 +348,62 @@ fn a_restart_and_a_rename_hash_nothing_again() {
     assert_eq!(builder.progress()[0].bytes_hashed, hashed);
 }
 
+/// A start reads no directory that is as it was; all that happened while nobody looked shows all the same.
+#[test]
+fn what_changes_between_two_processes_shows_although_directories_are_remembered() {
+    let (site, state) = (Site::new(), State::new());
+    let product = |number: u32| format!("images/a/{number}/amd64/default");
+    for number in 1..=6 {
+        site.image(&format!("{}/20240101", product(number)), &number.to_string());
+    }
+    // What is young is not remembered; a rescan sees it grow old.
+    let settings = Settings { rescan: std::time::Duration::from_millis(500), ..site.settings() };
+    let directories = state.dir.path().join(format!("{}.directories", settings.id()));
+    let (_follower, cell) = state.follow(&settings.id());
+    let builder = state.builder(&settings);
+    wait("all versions", || versions(&cell) == 6);
+    wait("directories to be remembered", || directories.exists());
+    drop(builder);
+
+    // A new version, one that is gone, one that was moved, a file that was added, one that was
+    // replaced in place, and one that is a link to nowhere now.
+    site.image(&format!("{}/20240102", product(1)), "new");
+    fs::remove_dir_all(site.path(&product(2))).unwrap();
+    fs::create_dir_all(site.path("images/a/7/amd64")).unwrap();
+    fs::rename(site.path(&product(3)), site.path(&product(7))).unwrap();
+    let version = |number: u32| site.version(&format!("{}/20240101", product(number)));
+    version(4).write("incus.tar.xz", b"other metadata");
+    version(5).write("rootfs.squashfs", b"another");
+    let link = site.path(&format!("{}/20240101/rootfs.squashfs", product(6)));
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+
+    let builder = state.builder(&settings);
+    wait("what changed", || {
+        let snapshot = cell.load();
+        let Some(snapshot) = snapshot.as_ref() else { return false };
+        let images = snapshot.document("images.json").unwrap().identity.bytes;
+        let images = String::from_utf8_lossy(images);
+        let lists = |path: &str| images.contains(path);
+        let another = simplestreams::Digest::of(b"another").to_string();
+        versions(&cell) == 5
+            && lists("a/1/amd64/default/20240101/")
+            && lists("a/1/amd64/default/20240102/")
+            && lists("a/7/amd64/default/20240101/")
+            && lists("a/4/amd64/default/20240101/incus.tar.xz")
+            && lists(&another)
+            && !["a/2/", "a/3/", "a/6/"].iter().any(|gone| lists(gone))
+    });
+    drop(builder);
+
+    // Whatever has become of the file, it does no harm.
+    fs::remove_file(&directories).unwrap();
+    fs::write(&directories, "not a file of this kind").unwrap();
+    site.image(&format!("{}/20240103", product(1)), "newer");
+    let _builder = state.builder(&settings);
+    wait("another version", || versions(&cell) == 6);
+}
+
 /// What was listed and is as it was needs no new hash to stay listed; what is gone or another does not
 /// wait for that.
 #[test]
