@@ -43,9 +43,17 @@ const RECORD: usize = 8 + 4;
 const BUCKETS: usize = 1 << 16;
 
 /// Magic numbers of file systems that keep the times of directories, and have nobody else change them:
-/// ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, tmpfs (`statfs(2)`, and OpenZFS for its own).
-const KEEP_TIMES: [u64; 7] =
-    [0xef53, 0x5846_5342, 0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0xca45_1a4e, 0x0102_1994];
+/// ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, overlayfs, tmpfs (`statfs(2)`, and OpenZFS for its own).
+const KEEP_TIMES: [u64; 8] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0x2fc1_2fc1,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x794c_7630,
+    0x0102_1994,
+];
 
 /// What a directory was when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -378,6 +378,8 @@ fn what_changes_between_two_processes_shows_although_directories_are_remembered(
     fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink("nowhere", &link).unwrap();
 
+    // This one is to see it all at its start.
+    let settings = site.settings();
     let builder = state.builder(&settings);
     wait("what changed", || {
         let snapshot = cell.load();
