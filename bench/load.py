@@ -1,6 +1,7 @@
 """Load on one worker, and what it took: requests per second, the slowest percent, the worker's CPU.
 
-wrk makes the load; ab does for HEAD, whose answers wrk waits for a body of. Both sides of a cell are
+wrk makes the load; ab does for HEAD, whose answers wrk waits for a body of; h2load where so many requests a
+second are to be, and no more. Both sides of a cell are
 measured in turns, several times, and what counts is the ratio within each turn: what else happens on
 the machine meets both.
 """
@@ -53,6 +54,19 @@ def run(url, seconds, connections, headers=(), head=False, cpus=None):
     return rate, requests, float(slowest[1]) * UNITS[slowest[2]]
 
 
+def paced(url, seconds, connections, each, cpus=None):
+    """As `run`, with `each` requests per second and connection: what is left of the machine stays free."""
+    pin = ["taskset", "-c", cpus] if cpus else []
+    with tempfile.NamedTemporaryFile(suffix=".tsv") as log:
+        subprocess.run([*pin, "h2load", "--h1", f"-c{connections}", f"--rps={each}", f"-D{seconds}",
+                        f"--log-file={log.name}", url], check=True, capture_output=True, text=True)
+        answers = [line.split() for line in Path(log.name).read_text().splitlines()]
+    if not answers or any(status != "200" for _, status, *_ in answers):
+        raise SystemExit(f"h2load met errors at {url}")
+    times = sorted(int(took) for _, _, took, *_ in answers)
+    return len(answers) / seconds, len(answers), times[len(times) * 99 // 100] / 1e6
+
+
 class Side:
     """One of those that are compared, and its measurements so far."""
 
@@ -60,9 +74,12 @@ class Side:
         self.name, self.url, self.headers = name, url, headers
         self.rate, self.p99, self.cpu = [], [], []
 
-    def measure(self, worker, seconds, connections, head, cpus):
+    def measure(self, worker, seconds, connections, head, cpus, each=None):
         before = cpu_seconds(worker)
-        rate, requests, p99 = run(self.url, seconds, connections, self.headers, head, cpus)
+        if each is None:
+            rate, requests, p99 = run(self.url, seconds, connections, self.headers, head, cpus)
+        else:
+            rate, requests, p99 = paced(self.url, seconds, connections, each, cpus)
         self.rate.append(rate)
         self.p99.append(p99)
         self.cpu.append((cpu_seconds(worker) - before) / max(requests, 1))
