@@ -69,10 +69,11 @@ soak: ## live through hours of a site in minutes, verifying every byte: SECONDS=
 	@$(MAKE) --no-print-directory module
 	SOAK_SECONDS=$(or $(SECONDS),240) SIMPLESTREAMS_MODULE=$(MODULE) $(CARGO) test -q --test soak
 
-valgrind: ## run nginx with the module under valgrind
+# Without an allocator of its own, for valgrind knows glibc's pieces of memory.
+valgrind: headers ## run nginx with the module under valgrind
 	@packaging/deps.sh build run proof
-	@$(MAKE) --no-print-directory module
-	tests/proofs/memory.sh valgrind $(MODULE)
+	$(CARGO) build --release --target-dir $(TARGET_DIR)/valgrind -p ngx-http-simplestreams --no-default-features
+	tests/proofs/memory.sh valgrind $(TARGET_DIR)/valgrind/release/$(notdir $(MODULE))
 
 # AddressSanitizer is an unstable option of rustc, which RUSTC_BOOTSTRAP lets the stable one take. The
 # C part of the module is instrumented as well.
@@ -82,7 +83,8 @@ asan: headers ## run nginx with the module instrumented by AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_PROFILE_RELEASE_LTO=off \
 	    CFLAGS_x86_64_unknown_linux_gnu='-fsanitize=address -fno-omit-frame-pointer -g' \
 	    CARGO_PROFILE_RELEASE_DEBUG=line-tables-only \
-	    $(CARGO) build --release --target $(ASAN_TARGET) --target-dir $(TARGET_DIR)/asan -p ngx-http-simplestreams
+	    $(CARGO) build --release --target $(ASAN_TARGET) --target-dir $(TARGET_DIR)/asan \
+	    -p ngx-http-simplestreams --no-default-features
 	tests/proofs/memory.sh asan $(TARGET_DIR)/asan/$(ASAN_TARGET)/release/$(notdir $(MODULE))
 
 fuzz: ## fuzz what reads other people's bytes, each target for SECONDS=60

@@ -6,13 +6,11 @@ spread over all cores. incus-simplestreams adds the same large images to a tree 
 nothing, and reads each file twice.
 """
 
-import io
 import os
 import re
 import shutil
 import statistics
 import subprocess
-import tarfile
 import time
 
 import process
@@ -105,14 +103,7 @@ def incus(directory, tree, ours):
     place.mkdir()
     taken = []
     for number, root in enumerate(sorted(tree.glob("images/**/rootfs.squashfs"))):
-        metadata = directory / f"metadata-{number}.tar.xz"
-        yaml = (f"architecture: x86_64\ncreation_date: {1767225600 + number * 86400}\nproperties:\n"
-                f"  os: bench{number}\n  release: one\n  variant: default\n"
-                "  architecture: amd64\n  description: bench\n").encode()
-        with tarfile.open(metadata, "w:xz") as tar:
-            member = tarfile.TarInfo("metadata.yaml")
-            member.size = len(yaml)
-            tar.addfile(member, io.BytesIO(yaml))
+        metadata = rivals.incus_metadata(directory / f"metadata-{number}.tar.xz", f"bench{number}")
         taken.append(process.take(["incus-simplestreams", "add", metadata, root], cwd=place))
     wall, cpu = sum(one.wall for one in taken), sum(one.cpu for one in taken)
     shutil.rmtree(place)

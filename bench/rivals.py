@@ -8,9 +8,11 @@ its authors (github.com/Avature/lxd-image-server), and name its directory:
 Its dependencies come from PyPI, into an environment under target/bench.
 """
 
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 from server import REPOSITORY
@@ -71,6 +73,17 @@ def our_config(directory):
 def our_update(tree, config, streams=None):
     return [OURS, "--config", config, "update", "--no-wait", "--img-dir", Path(tree) / "images",
             "--streams-dir", streams or Path(tree) / "streams/v1"]
+
+
+def incus_metadata(path, os):
+    """Metadata of an image as `incus-simplestreams add` wants it, in a tarball at `path`."""
+    yaml = (f"architecture: x86_64\ncreation_date: 1767225600\nproperties:\n  os: {os}\n"
+            "  release: one\n  variant: default\n  architecture: amd64\n  description: bench\n").encode()
+    with tarfile.open(path, "w:xz") as tar:
+        member = tarfile.TarInfo("metadata.yaml")
+        member.size = len(yaml)
+        tar.addfile(member, io.BytesIO(yaml))
+    return path
 
 
 def incus_simplestreams():
