@@ -94,16 +94,20 @@ fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     Some(hashes)
 }
 
-/// Hashes the version at `path`, reading only what the cache does not know, small files into
-/// `buffer`.
+/// Hashes the version at `path` of the tree, whose root may be open already, reading only what the cache
+/// does not know, small files into `buffer`.
 pub fn hash(
-    anchor: &Anchor,
+    (tree, anchor): (&Tree, Option<&Anchor>),
     path: &str,
     plan: &Plan,
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Outcome {
-    match verified(anchor, path, plan, context, buffer) {
+    let opened = anchor.map_or_else(|| tree.anchor(), |anchor| Ok(anchor.clone()));
+    let verified = opened
+        .map_err(|err| failure(path, &err.into()))
+        .and_then(|anchor| verified(&anchor, path, plan, context, buffer));
+    match verified {
         Ok(hashes) => Outcome::Hashed(hashes),
         Err(Failure::Changed) => Outcome::Changed,
         Err(Failure::Broken(problem)) => Outcome::Broken(problem),

@@ -98,7 +98,8 @@ struct Hashed {
 pub(crate) struct Indexer {
     settings: Settings,
     tree: Tree,
-    /// During a look.
+    /// With `once`, during a look: the root, for all that is hashed. Others open it for each version again,
+    /// for a descriptor that waits with the last of them would keep the root from being unmounted.
     anchor: Option<Anchor>,
     /// Directories that need not be read, and which are to be remembered.
     recall: Option<Recall>,
@@ -225,7 +226,7 @@ impl Indexer {
     /// Works until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.work(events);
-        self.write_down_directories(Instant::now());
+        self.write_down_directories(Instant::now(), true);
         // Or they would be found out again by the next process.
         let end = Instant::now() + LAST_FLUSH;
         while self.pool.cache().flush() && Instant::now() < end {}
@@ -368,7 +369,7 @@ impl Indexer {
         }
         self.writers.expire(now, self.settings.settle);
         if ticked {
-            self.write_down_directories(now);
+            self.write_down_directories(now, false);
         }
     }
 

@@ -1,14 +1,13 @@
 //! Directories as an earlier process saw them: those that did not change since need not be read again.
 //!
 //! Names come into a directory and go out of it only with a new time of its inode, as file systems go
-//! that are on disks of this machine; the others, and those that are mounted below the root, are
-//! read. Like a [hash](crate::cache), what was read within the granularity of the clock after the last
+//! that are this machine's alone; the others, and those that are mounted below the root, are read. Like a [hash](crate::cache), what was read within the granularity of the clock after the last
 //! change is not remembered. Files are looked at in any case.
 //!
 //! It is for the first look of a process, and for nothing else: a rescan reads every directory.
 //!
-//! The file: eight bytes by which it is known, XXH3 of what follows (8, little-endian as all numbers),
-//! the number of directories (8); for each, in the order of the first, XXH3 of its stamp (8), and where its
+//! The file: eight bytes by which it is known, XXH3 of the version that wrote it, to which other names may
+//! matter (8, little-endian as all numbers), XXH3 of what follows (8), the number of directories (8); for each, in the order of the first, XXH3 of its stamp (8), and where its
 //! names begin (4) in the text with which the file ends: names, each with a `/`, and a zero behind the
 //! last. Paths are not in it: a stamp has the inode in it, and there are no two directories with one. Nor
 //! are the same names twice.
@@ -33,7 +32,10 @@ const MAGIC: [u8; 8] = *b"ssdirs\0\x01";
 const MAX_BYTES: u64 = 512 << 20;
 
 /// Bytes before the first directory.
-const HEAD: usize = 8 + 8 + 8;
+const HEAD: usize = 8 + 8 + 8 + 8;
+
+/// Where what the check is of begins.
+const CHECKED: usize = 8 + 8 + 8;
 
 /// Bytes of each.
 const RECORD: usize = 8 + 4;
@@ -43,17 +45,9 @@ const RECORD: usize = 8 + 4;
 const BUCKETS: usize = 1 << 16;
 
 /// Magic numbers of file systems that keep the times of directories, and have nobody else change them:
-/// ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, overlayfs, tmpfs (`statfs(2)`, and OpenZFS for its own).
-const KEEP_TIMES: [u64; 8] = [
-    0xef53,
-    0x5846_5342,
-    0x9123_683e,
-    0x2fc1_2fc1,
-    0xf2f5_2010,
-    0xca45_1a4e,
-    0x794c_7630,
-    0x0102_1994,
-];
+/// ext2 to ext4, XFS, Btrfs, ZFS, F2FS, bcachefs, tmpfs (`statfs(2)`, and OpenZFS for its own).
+const KEEP_TIMES: [u64; 7] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0xca45_1a4e, 0x0102_1994];
 
 /// What a directory was when it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,14 +73,25 @@ impl Mark {
     }
 }
 
-fn hash_of(stamp: &Stamp) -> u64 {
+/// As what a directory was read: other names matter in the one than in the other, and where a directory is
+/// moved may make one of it that was the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Above versions.
+    Above,
+    /// That of a version.
+    Version,
+}
+
+fn hash_of(stamp: &Stamp, role: Role) -> u64 {
     let Stamp { device, inode, size, modified, changed, born } = *stamp;
     let born = born.unwrap_or(0).cast_unsigned();
     let numbers = [device, inode, size, modified.cast_unsigned(), changed.cast_unsigned(), born];
-    let mut bytes = [0; 48];
-    for (bytes, number) in bytes.chunks_mut(8).zip(numbers) {
+    let mut bytes = [0; 49];
+    for (bytes, number) in bytes.chunks_exact_mut(8).zip(numbers) {
         bytes.copy_from_slice(&number.to_le_bytes());
     }
+    bytes[48] = u8::from(role == Role::Version);
     xxh3_64(&bytes)
 }
 
@@ -127,8 +132,8 @@ impl Recall {
     }
 
     /// The names that matter in the directory that has this stamp, if it did not change; with its mark.
-    pub fn names(&self, stamp: &Stamp) -> Option<(Mark, impl Iterator<Item = &str>)> {
-        let stamp = hash_of(stamp);
+    pub fn names(&self, stamp: &Stamp, role: Role) -> Option<(Mark, impl Iterator<Item = &str>)> {
+        let stamp = hash_of(stamp, role);
         let names = self.known.as_ref()?.find(stamp)?;
         self.recalled.fetch_add(1, Ordering::Relaxed);
         Some((Mark::new(stamp, names), names.split_terminator('/')))
@@ -139,6 +144,7 @@ impl Recall {
     pub fn mark<'n>(
         &self,
         stamp: &Stamp,
+        role: Role,
         now: SystemTime,
         names: impl Iterator<Item = &'n str>,
     ) -> Option<Mark> {
@@ -147,7 +153,7 @@ impl Recall {
         stands.then(|| {
             let mut text = String::new();
             names.for_each(|name| text.extend([name, "/"]));
-            Mark::new(hash_of(stamp), &text)
+            Mark::new(hash_of(stamp, role), &text)
         })
     }
 }
@@ -173,6 +179,10 @@ impl Known {
                 return None;
             }
         };
+        if bytes.get(8..16).is_some_and(|by| *by != made_by().to_le_bytes()) {
+            log::debug!("\"{}\" is of another version", path.display());
+            return None;
+        }
         let known = Self::new(bytes);
         if known.is_none() {
             log::warn!("\"{}\" is damaged, reading all directories", path.display());
@@ -182,8 +192,10 @@ impl Known {
 
     fn new(mut bytes: Vec<u8>) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk()?;
+        let (by, rest) = rest.split_first_chunk()?;
         let (check, rest) = rest.split_first_chunk()?;
-        if *magic != MAGIC || u64::from_le_bytes(*check) != xxh3_64(rest) {
+        let is_ours = *magic == MAGIC && u64::from_le_bytes(*by) == made_by();
+        if !is_ours || u64::from_le_bytes(*check) != xxh3_64(rest) {
             return None;
         }
         let (count, rest) = rest.split_first_chunk()?;
@@ -215,6 +227,11 @@ impl Known {
 
 fn bucket_of(stamp: u64) -> usize {
     (stamp >> (64 - BUCKETS.ilog2())) as usize
+}
+
+/// Hash of this version.
+fn made_by() -> u64 {
+    xxh3_64(env!("CARGO_PKG_VERSION").as_bytes())
 }
 
 /// The hash of a directory's stamp, and where its names begin.
@@ -266,6 +283,7 @@ impl Record {
         let length = HEAD + self.directories.len() * RECORD + self.text.len();
         let mut bytes = Vec::with_capacity(length);
         bytes.extend(MAGIC);
+        bytes.extend(made_by().to_le_bytes());
         bytes.extend([0; 8]);
         bytes.extend((self.directories.len() as u64).to_le_bytes());
         for (stamp, at) in self.directories {
@@ -273,8 +291,8 @@ impl Record {
             bytes.extend(at.to_le_bytes());
         }
         bytes.extend(self.text.as_bytes());
-        let check = xxh3_64(&bytes[16..]);
-        bytes[8..16].copy_from_slice(&check.to_le_bytes());
+        let check = xxh3_64(&bytes[CHECKED..]);
+        bytes[CHECKED - 8..CHECKED].copy_from_slice(&check.to_le_bytes());
         bytes
     }
 }
@@ -301,11 +319,11 @@ mod tests {
     }
 
     fn names(recall: &Recall, stamp: &Stamp) -> Option<Vec<String>> {
-        recall.names(stamp).map(|(_, names)| names.map(str::to_owned).collect())
+        recall.names(stamp, Role::Above).map(|(_, names)| names.map(str::to_owned).collect())
     }
 
     fn marked(stamp: &Stamp, names: &[&str]) -> Mark {
-        recall().mark(stamp, SystemTime::now(), names.iter().copied()).unwrap()
+        recall().mark(stamp, Role::Above, SystemTime::now(), names.iter().copied()).unwrap()
     }
 
     fn encoded() -> Vec<u8> {
@@ -344,14 +362,15 @@ mod tests {
             assert_eq!(names(&recall, &of), None, "{of:?}");
         }
         assert!(encoded().len() < 1000, "the same names are in it once");
-        let (mark, _) = recall.names(&stamp(1)).unwrap();
+        assert!(recall.names(&stamp(1), Role::Version).is_none(), "it was none");
+        let (mark, _) = recall.names(&stamp(1), Role::Above).unwrap();
         assert_eq!(mark, marked(&stamp(1), &["c", "d"]), "and stays so");
     }
 
     #[test]
     fn what_changed_a_moment_ago_is_not() {
         let (recall, now) = (recall(), SystemTime::now());
-        let mark = |stamp: &Stamp| recall.mark(stamp, now, std::iter::empty());
+        let mark = |stamp: &Stamp| recall.mark(stamp, Role::Above, now, std::iter::empty());
         assert!(mark(&stamp(1)).is_some());
         assert!(mark(&Stamp { device: 2, ..stamp(1) }).is_none(), "another file system");
         let ago = |seconds: i64| Stamp {
@@ -373,11 +392,11 @@ mod tests {
         }
         // Sound by its check, and nonsense all the same.
         let checked = |mut bytes: Vec<u8>| {
-            let check = xxh3_64(&bytes[16..]);
-            bytes[8..16].copy_from_slice(&check.to_le_bytes());
+            let check = xxh3_64(&bytes[CHECKED..]);
+            bytes[CHECKED - 8..CHECKED].copy_from_slice(&check.to_le_bytes());
             Known::new(bytes)
         };
-        for at in 16..good.len() {
+        for at in CHECKED..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x80;
             let recall = Recall::new(1, checked(bad));
@@ -385,11 +404,10 @@ mod tests {
                 names(&recall, &stamp(of));
             }
         }
-        assert!(checked([&MAGIC[..], &[0; 8], &[0xff; 8]].concat()).is_none());
+        assert!(checked([&good[..CHECKED], &[0xff; 8]].concat()).is_none());
     }
 
-    /// A tree with one version, and what is remembered of its directories, which the record makes
-    /// hold other names than they do.
+    /// A tree with two versions, and what is remembered of its directories: other names than are in them.
     struct Site {
         dir: tempfile::TempDir,
         tree: Tree,
@@ -419,8 +437,11 @@ mod tests {
                     panic!("no directory: {path}");
                 };
                 let later = SystemTime::now() + 2 * STAND;
+                let is_version = path.split('/').count() == 6;
+                let role = if is_version { Role::Version } else { Role::Above };
                 let names = names.iter().copied();
-                let mark = Recall::new(device, None).mark(&stamp, later, names.clone()).unwrap();
+                let mark =
+                    Recall::new(device, None).mark(&stamp, role, later, names.clone()).unwrap();
                 record.add(mark, names).unwrap();
             }
             Recall::new(device, Some(Known::new(record.encode()).unwrap()))

@@ -20,7 +20,7 @@ use crate::name::{
     check_product_component, is_version,
 };
 use crate::parallel;
-use crate::recall::{Mark, Recall};
+use crate::recall::{Mark, Recall, Role};
 use crate::tree::{Anchor, Entry, Plain, Stamp, Tree, is_passing, join};
 
 pub use files::{Files, files};
@@ -311,7 +311,7 @@ impl<E> Reader<'_, E> {
         let Plain::Directory(stamp) = self.anchor.plain(path)? else {
             return None;
         };
-        let (mark, names) = recall.names(&stamp)?;
+        let (mark, names) = recall.names(&stamp, Role::Above)?;
         let (mut found, mut below) = (Walk::default(), Vec::new());
         for name in names {
             let at = join(path, name);
@@ -353,7 +353,8 @@ impl<E> Reader<'_, E> {
             let is_plain = names.iter().all(|(_, is_directory)| *is_directory);
             let as_text = || names.iter().map(|(name, _)| str::from_utf8(name));
             if is_plain && as_text().all(|name| name.is_ok()) {
-                listing.mark = recall.mark(&stamp, now, as_text().map_while(Result::ok));
+                listing.mark =
+                    recall.mark(&stamp, Role::Above, now, as_text().map_while(Result::ok));
             }
         }
         let mut image = None;

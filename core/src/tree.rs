@@ -258,7 +258,8 @@ impl Anchor {
     }
 
     /// The directory or regular file at `path` itself: `None` if a symbolic link has its name, or anything
-    /// else, or it cannot be looked at.
+    /// else, or it cannot be looked at. Links above it are followed, out of the root even: for what was
+    /// found in a directory a moment ago, with a watch that tells of what happened meanwhile.
     pub fn plain(&self, path: &str) -> Option<Plain> {
         let found = rustix::fs::statx(&self.fd, path, AtFlags::SYMLINK_NOFOLLOW, IDENTITY).ok()?;
         let (stamp, links) = (Stamp::of_statx(&found), found.stx_nlink.into());

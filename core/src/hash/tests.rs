@@ -42,7 +42,7 @@ impl Site {
             begins: &|_| {},
             between,
         };
-        hash(&self.tree.anchor().unwrap(), VERSION, &plan.unwrap(), context, &mut Vec::new())
+        hash((&self.tree, None), VERSION, &plan.unwrap(), context, &mut Vec::new())
     }
 }
 

@@ -28,10 +28,12 @@ impl Directories {
         Self { path, is_first_look: true, next: None }
     }
 
-    /// What helps with a look at the whole tree and with those that follow it.
-    pub(super) fn begin_look(&self, tree: &Tree) -> Option<Recall> {
+    /// What helps with a look at the whole tree and with those that follow it; `before`, what helped with
+    /// the one before. A first look that failed is taken again with what it had.
+    pub(super) fn begin_look(&self, tree: &Tree, before: Option<Recall>) -> Option<Recall> {
         let path = self.path.as_deref()?;
-        Recall::begin(tree, Some(path).filter(|_| self.is_first_look))
+        let again = before.filter(|_| self.is_first_look);
+        again.or_else(|| Recall::begin(tree, Some(path).filter(|_| self.is_first_look)))
     }
 }
 
@@ -45,18 +47,17 @@ impl Indexer {
         }
     }
 
-    /// Writes down which directories there are, if that is due.
-    pub(super) fn write_down_directories(&mut self, now: Instant) {
+    /// Writes down which directories there are, if that is due. At the end of the process no pause is kept.
+    pub(super) fn write_down_directories(&mut self, now: Instant, is_end: bool) {
         let (Some(path), Some(watcher)) = (&self.directories.path, &mut self.watcher) else {
             return;
         };
-        let is_due = self.directories.next.is_none_or(|next| next <= now)
+        let is_due = (is_end || self.directories.next.is_none_or(|next| next <= now))
             && watcher.unknown_marks() * PART > watcher.directories();
         // What is known of a version that is being looked at may be less than what is there.
         if !is_due || self.tally.hashing.versions > 0 || !self.dirty.is_empty() {
             return;
         }
-        watcher.marks_are_known(usize::MAX);
         let mut record = Record::default();
         let recorded = watcher.marks().try_for_each(|(directory, mark)| {
             let Some(version) = self.versions.get(directory) else {
@@ -68,8 +69,12 @@ impl Indexer {
         });
         // After a power cut it may be anything, which its check tells.
         let write = || snapshot::replace(path, &record.encode(), false);
-        if let Err(err) = recorded.and_then(|()| write()) {
+        let written = recorded.and_then(|()| write());
+        if let Err(err) = &written {
             log::warn!("cannot write \"{}\" ({err}), a start will read more", path.display());
+        }
+        if written.is_ok() {
+            watcher.marks_are_known(usize::MAX);
         }
         self.directories.next = Some(now + PAUSE);
     }

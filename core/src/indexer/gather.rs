@@ -50,18 +50,21 @@ impl Indexer {
         self.publisher.publish(&self.overrides, problems, root_missing);
     }
 
-    /// With `once`, directories above versions have no watch: a version whose files are not where they
-    /// were any more is looked at again.
+    /// With `once`, directories above versions have no watch, nor have versions that stand: one whose files
+    /// are not what and where they were any more is looked at again, what is listed as well as what is
+    /// wrong.
     fn doubt_what_changed(&mut self) {
-        let listed = self.versions.iter().filter(|(_, of)| of.entry().is_some());
-        let listed: Vec<_> = listed.collect();
+        // What is waited for has a watch.
+        let judged =
+            self.versions.iter().filter(|(_, of)| of.entry().is_some() || !of.is_waiting());
+        let judged: Vec<_> = judged.collect();
         // Found anew: another directory may have the root's name by now.
         let anchor = self.tree.anchor().ok();
-        let are_there = parallel::map(&listed, SHARE, |(path, version)| {
+        let are_there = parallel::map(&judged, SHARE, |(path, version)| {
             let stamp = |name| anchor.as_ref()?.stamp(&join(path, name)).ok();
             version.files().all(|(name, known)| stamp(name).is_some_and(|found| found == *known))
         });
-        let gone = listed.iter().zip(are_there).filter(|(_, is_there)| !is_there);
+        let gone = judged.iter().zip(are_there).filter(|(_, is_there)| !is_there);
         let before = self.dirty.len();
         self.dirty.extend(gone.map(|((path, _), _)| path.to_string()));
         self.tally.hashed_in_vain += u64::from(self.dirty.len() > before);

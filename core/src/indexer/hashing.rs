@@ -71,10 +71,6 @@ impl Indexer {
         let Some((_, name)) = path.rsplit_once('/') else {
             return;
         };
-        let anchor = match self.anchor.clone().map_or_else(|| self.tree.anchor(), Ok) {
-            Ok(anchor) => anchor,
-            Err(err) => return self.failed(path, &err.into()),
-        };
         let priority = Priority {
             older: !is_newest(&self.versions, path),
             version: std::cmp::Reverse(name.to_owned()),
@@ -93,7 +89,8 @@ impl Indexer {
         self.pool.submit(
             priority,
             Job {
-                anchor,
+                tree: self.tree.clone(),
+                anchor: self.anchor.clone(),
                 path,
                 plan,
                 attempt,

@@ -9,7 +9,7 @@ use super::{Indexer, REQUIREMENTS, RETRY, SHARE, paths_from};
 use crate::cache::STAND;
 use crate::kind::Kind;
 use crate::scan::{self, FoundVersion};
-use crate::tree::{self, Stamp, Tree, is_below, join};
+use crate::tree::{self, Tree, is_below, join};
 use crate::version::{Look, Verdict};
 use crate::watch::{Added, Watcher};
 use crate::{fields, parallel};
@@ -34,14 +34,16 @@ struct Seen {
 }
 
 impl Seen {
-    /// Whether no file changed for the time given. Who writes to it from now on gives it another stamp,
-    /// however coarse the file system's clock is.
+    /// Whether it is an image of files none of which changed for the time given. Who writes to one from now
+    /// on gives it another stamp, however coarse the file system's clock is.
     fn stands(&self, for_at_least: Duration) -> bool {
         let until = self.now.1.checked_sub(for_at_least).map_or(i64::MIN, tree::since_epoch);
-        let stands = |stamp: &Stamp| stamp.changed < until;
         self.files.as_ref().is_ok_and(|files| {
-            files.images.iter().all(|file| stands(&file.stamp))
-                && files.overrides.iter().all(|file| stands(&file.stamp))
+            files.overrides.is_empty()
+                && files.images.iter().all(|file| file.stamp.changed < until)
+                && files.images.iter().any(|file| {
+                    matches!(file.kind, Kind::Root(_) | Kind::Unified(_) | Kind::Tarball)
+                })
         })
     }
 }
@@ -90,7 +92,7 @@ impl Indexer {
             watcher.add(&self.tree, "");
         }
         self.next_rescan = None;
-        self.recall = self.directories.begin_look(&self.tree);
+        self.recall = self.directories.begin_look(&self.tree, self.recall.take());
         self.are_requirements_due = true;
         for stream in self.settings.streams.clone() {
             self.walk(&stream, retry);
@@ -191,7 +193,7 @@ impl Indexer {
         // While others look, this thread needs all of itself.
         let recall = self.recall.take();
         let recall_of = recall.as_ref();
-        self.anchor = anchor.as_ref().ok().cloned();
+        self.anchor = anchor.as_ref().ok().filter(|_| self.once).cloned();
         let look_at = |found: &FoundVersion, watched: bool| {
             let now = (Instant::now(), SystemTime::now());
             // Before the look, also when it was found before: it may have been closed to us then.

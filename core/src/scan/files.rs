@@ -9,7 +9,7 @@ use super::{FoundFile, irregular, outside, unreadable};
 use crate::Problem;
 use crate::kind::Kind;
 use crate::name::{BadName, check_path_component};
-use crate::recall::{Mark, Recall};
+use crate::recall::{Mark, Recall, Role};
 use crate::tree::{Anchor, Entry, Plain, is_passing, join};
 
 /// Most files of a known kind that one version may hold. Real ones have a dozen, deltas included;
@@ -109,7 +109,7 @@ pub fn files(anchor: &Anchor, path: &str, recall: Option<&Recall>) -> io::Result
     {
         let mut names: Vec<&str> = files.images.iter().map(|file| file.name.as_str()).collect();
         names.sort_unstable();
-        files.mark = recall.mark(&stamp, now, names.into_iter());
+        files.mark = recall.mark(&stamp, Role::Version, now, names.into_iter());
     }
     Ok(files)
 }
@@ -123,11 +123,12 @@ fn recalled(anchor: &Anchor, path: &str, recall: &Recall) -> Option<Files> {
     let Plain::Directory(stamp) = anchor.plain(path)? else {
         return None;
     };
-    let (mark, names) = recall.names(&stamp)?;
+    let (mark, names) = recall.names(&stamp, Role::Version)?;
     let mut files = Files { mark: Some(mark), ..Files::default() };
     let mut size: u64 = 0;
     for name in names {
-        let is_good = Kind::of(name).is_image() && check_path_component(name.as_bytes()).is_ok();
+        let matters = !matches!(Kind::of(name), Kind::Other | Kind::Overrides(_));
+        let is_good = matters && check_path_component(name.as_bytes()).is_ok();
         // A link is looked at with more care.
         let Plain::File { stamp, links } = anchor.plain(&join(path, name)).filter(|_| is_good)?
         else {

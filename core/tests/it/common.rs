@@ -33,6 +33,16 @@ impl Site {
         Self { dir }
     }
 
+    /// One in memory, where there is a file system for that: its directories are remembered, wherever the
+    /// tests run.
+    pub fn in_memory() -> Self {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+            return Self::new();
+        };
+        fs::create_dir(dir.path().join("images")).unwrap();
+        Self { dir }
+    }
+
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }

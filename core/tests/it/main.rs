@@ -5,6 +5,7 @@ mod example;
 mod kinds;
 mod limits;
 mod live;
+mod once;
 mod protocol;
 mod random;
 mod roots;

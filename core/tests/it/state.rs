@@ -351,7 +351,7 @@ fn a_restart_and_a_rename_hash_nothing_again() {
 /// A start reads no directory that is as it was; all that happened while nobody looked shows all the same.
 #[test]
 fn what_changes_between_two_processes_shows_although_directories_are_remembered() {
-    let (site, state) = (Site::new(), State::new());
+    let (site, state) = (Site::in_memory(), State::new());
     let product = |number: u32| format!("images/a/{number}/amd64/default");
     for number in 1..=6 {
         site.image(&format!("{}/20240101", product(number)), &number.to_string());
@@ -364,6 +364,10 @@ fn what_changes_between_two_processes_shows_although_directories_are_remembered(
     wait("all versions", || versions(&cell) == 6);
     wait("directories to be remembered", || directories.exists());
     drop(builder);
+    let written = fs::read(&directories).unwrap();
+    let count = u64::from_le_bytes(written[24..32].try_into().unwrap());
+    // `images`, `a`, and four of each version; up to a sixteenth may have come later.
+    assert!(count >= 25, "{count}");
 
     // A new version, one that is gone, one that was moved, a file that was added, one that was
     // replaced in place, and one that is a link to nowhere now.
