@@ -277,12 +277,11 @@ impl Snapshot {
     ///
     /// [`SnapshotError`]: not readable, damaged, or of another layout.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
-        let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        let backing = Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?);
-        Self::check(backing, path, true)?.of_its_name(path)
+        // In memory that goes at once when the next generation comes: an allocator may keep it.
+        Self::open_shared(path).map(|(snapshot, _)| snapshot)
     }
 
-    /// As [`open`](Self::open), in memory that can be shared, which is given too; if there is none, what
+    /// As [`open`](Self::open), with the memory that it is in, which can be shared; if there is none, what
     /// keeps it from being had.
     ///
     /// # Errors
@@ -296,7 +295,11 @@ impl Snapshot {
                 let snapshot = Self::check(Backing::Mapped(map), path, true)?;
                 Ok((snapshot.of_its_name(path)?, Ok(live)))
             }
-            Err(err) => Ok((Self::open(path)?, Err(err))),
+            Err(err) => {
+                let io = |source| SnapshotError::Io { path: path.to_owned(), source };
+                let backing = Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?);
+                Ok((Self::check(backing, path, true)?.of_its_name(path)?, Err(err)))
+            }
         }
     }
 
