@@ -18,7 +18,7 @@ use crate::cache::{Attempt, HashCache};
 use crate::entry::{Hashes, Plan};
 use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
-use crate::tree::{Anchor, Stamp, Tree, is_passing, join};
+use crate::tree::{Anchor, Place, Stamp, Tree, is_passing, join};
 use crate::unified::{self, Inside};
 use crate::{Digest, Problem, sums, whole};
 
@@ -97,14 +97,17 @@ fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
 /// Hashes the version at `path` of the tree, whose root may be open already, reading only what the cache
 /// does not know, small files into `buffer`.
 pub fn hash(
-    (tree, anchor): (&Tree, Option<&Anchor>),
+    tree: &Place,
     path: &str,
     plan: &Plan,
     context: Context<'_>,
     buffer: &mut Vec<u8>,
 ) -> Outcome {
-    let opened = anchor.map_or_else(|| tree.anchor(), |anchor| Ok(anchor.clone()));
-    let verified = opened
+    let anchor = match tree {
+        Place::Anchor(anchor) => Ok(anchor.clone()),
+        Place::Tree(tree) => tree.anchor(),
+    };
+    let verified = anchor
         .map_err(|err| failure(path, &err.into()))
         .and_then(|anchor| verified(&anchor, path, plan, context, buffer));
     match verified {

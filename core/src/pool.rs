@@ -16,7 +16,7 @@ use crate::cache::{Attempt, HashCache};
 use crate::entry::Plan;
 use crate::hash::{self, Context, Crew, Outcome};
 use crate::progress::Gauges;
-use crate::tree::{Anchor, Tree};
+use crate::tree::Place;
 use desk::{Desk, Task};
 
 /// A job goes before the rest of a large file if it is this many times smaller. Hence jobs that
@@ -53,9 +53,7 @@ pub struct Prepare {
 /// A version to hash.
 pub struct Job {
     /// Where it lies.
-    pub tree: Tree,
-    /// The tree's root, if whoever hands in many has it: each by itself would be a descriptor.
-    pub anchor: Option<Anchor>,
+    pub tree: Place,
     /// The version's directory in the tree.
     pub path: Arc<str>,
     /// What to hash.
@@ -252,8 +250,7 @@ fn carry_out(
         between: &between,
     };
     // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
-    let hashing =
-        || hash::hash((&job.tree, job.anchor.as_ref()), &job.path, &job.plan, context, buffer);
+    let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context, buffer);
     let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
         Outcome::Broken(Problem::new(
             Path::new(&*job.path),

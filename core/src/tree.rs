@@ -220,6 +220,15 @@ impl Tree {
     }
 }
 
+/// Where a tree is. Tens of thousands may wait for something with it.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// By its root's name.
+    Tree(Tree),
+    /// By its root, which is open: for those who share one, for each by itself would be a descriptor.
+    Anchor(Anchor),
+}
+
 /// A directory of the tree, open: its entries are looked at without a walk from the root to each.
 #[derive(Debug)]
 pub struct Directory<'a> {

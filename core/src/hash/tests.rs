@@ -42,7 +42,7 @@ impl Site {
             begins: &|_| {},
             between,
         };
-        hash((&self.tree, None), VERSION, &plan.unwrap(), context, &mut Vec::new())
+        hash(&Place::Tree(self.tree.clone()), VERSION, &plan.unwrap(), context, &mut Vec::new())
     }
 }
 

@@ -11,6 +11,7 @@ use crate::cache::Attempt;
 use crate::entry::{Entry, Hashes, Plan};
 use crate::hash::{self, Outcome};
 use crate::pool::{Job, Priority};
+use crate::tree::Place;
 
 /// Results on their way from the pool. What waits here is taken in when there is time for it, also in
 /// the middle of a look at a large tree.
@@ -89,8 +90,10 @@ impl Indexer {
         self.pool.submit(
             priority,
             Job {
-                tree: self.tree.clone(),
-                anchor: self.anchor.clone(),
+                tree: self
+                    .anchor
+                    .clone()
+                    .map_or_else(|| Place::Tree(self.tree.clone()), Place::Anchor),
                 path,
                 plan,
                 attempt,
