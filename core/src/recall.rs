@@ -24,7 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::cache::STAND;
 use crate::snapshot;
-use crate::tree::{Stamp, Tree, since_epoch};
+use crate::tree::{Anchor, Plain, Stamp, Tree, since_epoch};
 
 const MAGIC: [u8; 8] = *b"ssdirs\0\x01";
 
@@ -126,14 +126,24 @@ impl Recall {
         std::mem::take(self.recalled.get_mut())
     }
 
-    /// Whether anything is known.
-    pub fn knows_any(&self) -> bool {
-        self.known.is_some()
+    /// The names that matter in the directory at `path`, if it did not change; with its mark. Where nothing is
+    /// known, there is no look.
+    pub fn look(
+        &self,
+        anchor: &Anchor,
+        path: &str,
+        role: Role,
+    ) -> Option<(Mark, impl Iterator<Item = &str>)> {
+        self.known.as_ref()?;
+        match anchor.plain(path)? {
+            Plain::Directory(stamp) => self.names(stamp, role),
+            Plain::File { .. } => None,
+        }
     }
 
     /// The names that matter in the directory that has this stamp, if it did not change; with its mark.
-    pub fn names(&self, stamp: &Stamp, role: Role) -> Option<(Mark, impl Iterator<Item = &str>)> {
-        let stamp = hash_of(stamp, role);
+    fn names(&self, stamp: Stamp, role: Role) -> Option<(Mark, impl Iterator<Item = &str>)> {
+        let stamp = hash_of(&stamp, role);
         let names = self.known.as_ref()?.find(stamp)?;
         self.recalled.fetch_add(1, Ordering::Relaxed);
         Some((Mark::new(stamp, names), names.split_terminator('/')))
@@ -308,7 +318,6 @@ mod tests {
 
     use super::*;
     use crate::scan;
-    use crate::tree::Plain;
 
     fn stamp(inode: u64) -> Stamp {
         Stamp { device: 1, inode, size: 3, modified: 4, changed: 5, born: Some(6) }
@@ -319,7 +328,7 @@ mod tests {
     }
 
     fn names(recall: &Recall, stamp: &Stamp) -> Option<Vec<String>> {
-        recall.names(stamp, Role::Above).map(|(_, names)| names.map(str::to_owned).collect())
+        recall.names(*stamp, Role::Above).map(|(_, names)| names.map(str::to_owned).collect())
     }
 
     fn marked(stamp: &Stamp, names: &[&str]) -> Mark {
@@ -362,8 +371,8 @@ mod tests {
             assert_eq!(names(&recall, &of), None, "{of:?}");
         }
         assert!(encoded().len() < 1000, "the same names are in it once");
-        assert!(recall.names(&stamp(1), Role::Version).is_none(), "it was none");
-        let (mark, _) = recall.names(&stamp(1), Role::Above).unwrap();
+        assert!(recall.names(stamp(1), Role::Version).is_none(), "it was none");
+        let (mark, _) = recall.names(stamp(1), Role::Above).unwrap();
         assert_eq!(mark, marked(&stamp(1), &["c", "d"]), "and stays so");
     }
 

@@ -21,7 +21,7 @@ use crate::name::{
 };
 use crate::parallel;
 use crate::recall::{Mark, Recall, Role};
-use crate::tree::{Anchor, Entry, Plain, Stamp, Tree, is_passing, join};
+use crate::tree::{Anchor, Entry, Stamp, Tree, is_passing, join};
 
 pub use files::{Files, files};
 
@@ -305,13 +305,7 @@ impl<E> Reader<'_, E> {
     /// What is in the directory at `path`, if it is as it was when an earlier process read it and found
     /// nothing but directories of good names.
     fn recalled(&self, path: &str, recall: &Recall) -> Option<(Walk, Vec<Below>, Mark)> {
-        if !recall.knows_any() {
-            return None;
-        }
-        let Plain::Directory(stamp) = self.anchor.plain(path)? else {
-            return None;
-        };
-        let (mark, names) = recall.names(&stamp, Role::Above)?;
+        let (mark, names) = recall.look(self.anchor, path, Role::Above)?;
         let (mut found, mut below) = (Walk::default(), Vec::new());
         for name in names {
             let at = join(path, name);

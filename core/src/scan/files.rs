@@ -117,13 +117,7 @@ pub fn files(anchor: &Anchor, path: &str, recall: Option<&Recall>) -> io::Result
 /// The files of a version whose directory is as it was when an earlier process read it, and found nothing
 /// but files that are listed.
 fn recalled(anchor: &Anchor, path: &str, recall: &Recall) -> Option<Files> {
-    if !recall.knows_any() {
-        return None;
-    }
-    let Plain::Directory(stamp) = anchor.plain(path)? else {
-        return None;
-    };
-    let (mark, names) = recall.names(&stamp, Role::Version)?;
+    let (mark, names) = recall.look(anchor, path, Role::Version)?;
     let mut files = Files { mark: Some(mark), ..Files::default() };
     let mut size: u64 = 0;
     for name in names {
