@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use sha2::Digest as _;
 
+use super::many::{Wide, finish_each_with, update_each_with};
 use super::*;
 
 /// Every kernel that this processor can run.
@@ -11,6 +12,12 @@ fn kernels() -> Vec<Kernel> {
     #[cfg(target_arch = "x86_64")]
     kernels.extend(shani::ShaNi::detect().map(Kernel::ShaNi));
     kernels
+}
+
+/// The same, with all that there is for many lanes.
+fn all() -> impl Iterator<Item = (Kernel, Wide)> {
+    let with = |kernel| Wide::all().into_iter().map(move |wide| (kernel, wide));
+    kernels().into_iter().flat_map(with)
 }
 
 fn sha2_of(parts: &[&[u8]]) -> Digest {
@@ -38,22 +45,26 @@ fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
+/// Messages and their hashes.
+fn vectors() -> [(&'static [u8], &'static str); 4] {
+    let two_blocks: &[u8] = b"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
+    let four_blocks: &[u8] = b"abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmn\
+        hijklmnoijklmnopjklmnopqklmnopqrlmnopqrsmnopqrstnopqrstu";
+    [
+        (&b""[..], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        (two_blocks, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"),
+        (four_blocks, "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1"),
+    ]
+}
+
 /// The messages of FIPS 180-2 (appendix B), whose results NIST publishes with FIPS 180-4, the empty
 /// one, and one of four blocks; each by every kernel, in every number of lanes, in pieces of every
 /// size.
 #[test]
 fn the_vectors_of_fips_180_4() {
-    let two_blocks: &[u8] = b"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
-    let four_blocks: &[u8] = b"abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmn\
-        hijklmnoijklmnopjklmnopqklmnopqrlmnopqrsmnopqrstnopqrstu";
-    let vectors = [
-        (&b""[..], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
-        (two_blocks, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"),
-        (four_blocks, "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1"),
-    ];
     for kernel in kernels() {
-        for (message, expected) in vectors {
+        for (message, expected) in vectors() {
             for number in 1..=5 {
                 for piece in 1..=message.len().max(1) {
                     let mut lanes = vec![Lane::default(); number];
@@ -65,6 +76,28 @@ fn the_vectors_of_fips_180_4() {
                         assert_eq!(digest, expected, "{kernel:?}, {number} lanes of {piece}");
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Lanes of many files: as many as fit together, fewer, and more, each with another message.
+#[test]
+fn the_vectors_in_many_lanes() {
+    let messages = vectors();
+    for (kernel, wide) in all() {
+        for number in 0..=40 {
+            let of = |i: usize| messages[i * 7 % messages.len()];
+            let mut lanes = vec![Lane::default(); number];
+            let feeds = lanes.iter_mut().enumerate().map(|(i, lane)| (lane, of(i).0));
+            update_each_with(kernel, wide, feeds);
+            for (i, digest) in finish_each_with(kernel, wide, lanes).into_iter().enumerate() {
+                let (message, expected) = of(i);
+                assert_eq!(
+                    digest.to_string(),
+                    expected,
+                    "{kernel:?}, {wide:?}, {message:?}, {i} of {number}"
+                );
             }
         }
     }
@@ -154,6 +187,23 @@ proptest! {
             for (lane, prefix) in lanes.into_iter().zip(&prefixes) {
                 prop_assert_eq!(lane.finish_with(kernel), sha2_of(&[prefix, &message]));
             }
+        }
+    }
+
+    #[test]
+    fn any_lanes_each_fed_its_own(
+        messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..700), 0..40),
+        cut in 0..700_usize,
+    ) {
+        for (kernel, wide) in all() {
+            let mut lanes = vec![Lane::default(); messages.len()];
+            let cut = |message: &'_ [u8]| message.len().min(cut);
+            let heads = messages.iter().map(|message| &message[..cut(message)]);
+            update_each_with(kernel, wide, lanes.iter_mut().zip(heads));
+            let tails = messages.iter().map(|message| &message[cut(message)..]);
+            update_each_with(kernel, wide, lanes.iter_mut().zip(tails));
+            let expected: Vec<Digest> = messages.iter().map(|m| sha2_of(&[m])).collect();
+            prop_assert_eq!(finish_each_with(kernel, wide, lanes), expected);
         }
     }
 }

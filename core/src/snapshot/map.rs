@@ -1,4 +1,4 @@
-//! One of the three places of the core with `unsafe`: mapping a generation into memory.
+//! One of the four places of the core with `unsafe`: mapping a generation into memory.
 //!
 //! A mapping, and not a copy, because every worker process holds the same generation: mapped, they
 //! share the pages.

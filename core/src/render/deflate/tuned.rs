@@ -1,6 +1,6 @@
 //! A raw deflate stream whose search for matches is tuned.
 //!
-//! One of the three places of the core with `unsafe`: `zlib-rs` has the tuning behind its C interface
+//! One of the four places of the core with `unsafe`: `zlib-rs` has the tuning behind its C interface
 //! alone, the crate `libz-rs-sys`. Of that interface nothing is exported, so that nginx keeps its zlib.
 //! A panic in it, which would be a fault of that crate, ends the process that builds, which nginx starts again;
 //! workers compress nothing.
