@@ -4,12 +4,15 @@
 //! sha256(metadata ‖ root) needs no second read of anything: the state after the metadata's last
 //! byte is both what its own hash is made of and where the root continues.
 
+mod buffer;
 mod crew;
+mod findings;
 mod source;
+mod together;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +23,13 @@ use crate::scan::{FoundFile, unreadable};
 use crate::sha256::{self, Lane};
 use crate::tree::{Anchor, Place, Stamp, Tree, is_passing, join};
 use crate::unified::{self, Inside};
-use crate::{Digest, Problem, sums, whole};
+use crate::{Problem, sums, whole};
 
+pub use self::buffer::Buffer;
 pub(crate) use self::crew::Crew;
+use self::findings::{Findings, ROUNDS};
 use self::source::{CHUNK, Source};
+pub use self::together::{MOST, MOST_BYTES, hash_together, is_small};
 
 /// Files from this size on are worth the help of another thread, in bytes.
 pub(crate) const LARGE: u64 = 4 << 20;
@@ -94,51 +100,82 @@ fn known(path: &str, plan: &Plan, cache: &HashCache) -> Option<Hashes> {
     Some(hashes)
 }
 
-/// Hashes the version at `path` of the tree, whose root may be open already, reading only what the cache
-/// does not know, small files into `buffer`.
-pub fn hash(
-    tree: &Place,
-    path: &str,
-    plan: &Plan,
-    context: Context<'_>,
-    buffer: &mut Vec<u8>,
-) -> Outcome {
-    let anchor = match tree {
-        Place::Anchor(anchor) => Ok(anchor.clone()),
-        Place::Tree(tree) => tree.anchor(),
-    };
-    let verified = anchor
-        .map_err(|err| failure(path, &err.into()))
-        .and_then(|anchor| verified(&anchor, path, plan, context, buffer));
-    match verified {
-        Ok(hashes) => Outcome::Hashed(hashes),
-        Err(Failure::Changed) => Outcome::Changed,
-        Err(Failure::Broken(problem)) => Outcome::Broken(problem),
-        Err(Failure::Stopped) => Outcome::Stopped,
+/// A version that is to be hashed.
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
+    /// The tree, whose root may be open already.
+    pub tree: &'a Place,
+    /// The version's directory in it.
+    pub path: &'a str,
+    /// What to hash.
+    pub plan: &'a Plan,
+    /// With what.
+    pub context: Context<'a>,
+}
+
+/// Hashes a version, reading only what the cache does not know, small files into `buffer`.
+pub fn hash(order: Order<'_>, buffer: &mut Buffer) -> Outcome {
+    let verified = Version::open(order).and_then(|version| {
+        let hashes = match version.known() {
+            Some(hashes) => hashes,
+            None => read_all(&version, buffer)?,
+        };
+        version.keep_promise(hashes)
+    });
+    verified.into()
+}
+
+/// What hashing a version came to.
+type Verified = Result<Hashes, Failure>;
+
+impl From<Verified> for Outcome {
+    fn from(verified: Verified) -> Self {
+        match verified {
+            Ok(hashes) => Self::Hashed(hashes),
+            Err(Failure::Changed) => Self::Changed,
+            Err(Failure::Broken(problem)) => Self::Broken(problem),
+            Err(Failure::Stopped) => Self::Stopped,
+        }
     }
 }
 
-fn verified(
-    anchor: &Anchor,
-    path: &str,
-    plan: &Plan,
-    context: Context<'_>,
-    buffer: &mut Vec<u8>,
-) -> Result<Hashes, Failure> {
-    for file in plan.unified.values() {
-        look_inside(anchor, path, file, plan.doubtful)?;
-        if !(context.go_on)() {
-            return Err(Failure::Stopped);
+/// A version that is being hashed.
+struct Version<'a> {
+    anchor: Anchor,
+    path: &'a str,
+    plan: &'a Plan,
+    context: Context<'a>,
+}
+
+impl<'a> Version<'a> {
+    /// Makes sure that its unified tarballs are what their names say.
+    fn open(Order { tree, path, plan, context }: Order<'a>) -> Result<Self, Failure> {
+        let anchor = match tree {
+            Place::Anchor(anchor) => Ok(anchor.clone()),
+            Place::Tree(tree) => tree.anchor(),
+        };
+        let anchor = anchor.map_err(|err| failure(path, &err.into()))?;
+        for file in plan.unified.values() {
+            look_inside(&anchor, path, file, plan.doubtful)?;
+            if !(context.go_on)() {
+                return Err(Failure::Stopped);
+            }
         }
+        // What does not keep a promise is not listed, and nobody would look at it again.
+        let context = Context { seen_to: context.seen_to && plan.sums.is_none(), ..context };
+        Ok(Self { anchor, path, plan, context })
     }
-    // What does not keep a promise is not listed, and nobody would look at it again.
-    let context = Context { seen_to: context.seen_to && plan.sums.is_none(), ..context };
-    let hashes = match known(path, plan, context.cache) {
-        Some(hashes) => hashes,
-        None => read_all(anchor, path, plan, context, buffer)?,
-    };
-    if let Some(file) = &plan.sums {
-        let tree = anchor.tree();
+
+    fn known(&self) -> Option<Hashes> {
+        known(self.path, self.plan, self.context.cache)
+    }
+
+    /// Checks the hashes against what `SHA256SUMS` says, where there is one.
+    fn keep_promise(&self, hashes: Hashes) -> Verified {
+        let Some(file) = &self.plan.sums else {
+            return Ok(hashes);
+        };
+        let (tree, path) = (self.anchor.tree(), self.path);
         let content = small_file(tree, &join(path, &file.name), &file.stamp, sums::MAX_BYTES)
             .map_err(|_| Failure::Changed)?
             .ok_or(Failure::Changed)?
@@ -146,8 +183,15 @@ fn verified(
         let is_there = |name: &str| tree.absolute(&join(path, name)).exists();
         sums::check(path, &file.name, &content, &hashes.files, is_there)
             .map_err(Failure::Broken)?;
+        Ok(hashes)
     }
-    Ok(hashes)
+
+    /// Makes sure that the name still leads to the file that was opened, and that it still is what it was.
+    /// The file that was opened had this stamp; whatever has it now is that file.
+    fn stands(&self, path: &str, found: &FoundFile) -> Result<(), Failure> {
+        let stands = || self.anchor.tree().stamp(path).is_ok_and(|stamp| stamp == found.stamp);
+        if self.context.seen_to || stands() { Ok(()) } else { Err(Failure::Changed) }
+    }
 }
 
 /// Makes sure that a unified tarball is one that clients can use; where its name leaves that open,
@@ -233,106 +277,77 @@ fn failure(path: &str, err: &io::Error) -> Failure {
     }
 }
 
-fn read_all(
-    anchor: &Anchor,
-    path: &str,
-    plan: &Plan,
-    context: Context<'_>,
-    buffer: &mut Vec<u8>,
-) -> Result<Hashes, Failure> {
-    let mut hashes = Hashes::default();
-    let mut states = BTreeMap::new();
-    let mut alone = |file: &FoundFile| {
-        let lanes = read(anchor, path, file, vec![Lane::default()], context, buffer)?;
-        let lane = lanes.into_iter().next().unwrap_or_default();
-        let digest = lane.clone().finish();
-        context.cache.put_file(&join(path, &file.name), file, digest, context.attempt);
-        hashes.files.insert(file.name.clone(), digest);
-        Ok((digest, lane))
-    };
-    for (&client, file) in &plan.metadata {
-        states.insert(client, alone(file)?);
-    }
-    for file in plan.unified.values().chain(plan.deltas.values()) {
-        alone(file)?;
-    }
-    for (&root, file) in &plan.roots {
-        // Equal metadata, the usual case where both files are there, needs one lane.
-        let mut lanes = vec![Lane::default()];
-        let mut lane_of = BTreeMap::new();
-        for (metadata, state) in states.values() {
-            lane_of.entry(*metadata).or_insert_with(|| {
-                lanes.push(state.clone());
-                lanes.len() - 1
-            });
-        }
-        let lanes = read(anchor, path, file, lanes, context, buffer)?;
-        let digests: Vec<Digest> = lanes.into_iter().map(Lane::finish).collect();
-        context.cache.put_file(&join(path, &file.name), file, digests[0], context.attempt);
-        hashes.files.insert(file.name.clone(), digests[0]);
-        for (&client, (metadata, _)) in &states {
-            let combined = digests[lane_of[metadata]];
-            context.cache.put_pair(*metadata, (digests[0], file), combined, context.attempt);
-            hashes.pairs.insert((client, root), combined);
+fn read_all(version: &Version<'_>, buffer: &mut Buffer) -> Verified {
+    let mut findings = Findings::default();
+    for round in ROUNDS {
+        for reading in round(&findings, version.plan) {
+            let lanes = read(version, reading.file, reading.lanes.clone(), buffer)?;
+            let digests = lanes.iter().cloned().map(Lane::finish).collect();
+            findings.add(version, &reading, lanes, digests);
         }
     }
-    Ok(hashes)
-}
-
-/// What of a file is to be hashed: its bytes, or where they come from.
-enum Content<'a> {
-    /// One that fits is read once.
-    Whole(&'a [u8]),
-    Chunks(Source),
+    Ok(findings.hashes)
 }
 
 /// Feeds the file to every lane, and makes sure that it is whole and was not touched meanwhile.
 fn read(
-    anchor: &Anchor,
-    directory: &str,
+    version: &Version<'_>,
     found: &FoundFile,
     mut lanes: Vec<Lane>,
-    context: Context<'_>,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
 ) -> Result<Vec<Lane>, Failure> {
-    let path = join(directory, &found.name);
-    let failed = |err: io::Error| failure(&path, &err);
+    let path = join(version.path, &found.name);
     let size = found.stamp.size;
-    let file = Arc::new(open(anchor, &path, found)?);
-    let content = if size <= CHUNK as u64 {
-        Content::Whole(read_small(&file, size, buffer).map_err(failed)?.ok_or(Failure::Changed)?)
+    if size <= CHUNK as u64 {
+        buffer.clear();
+        let content = take_in(version, &path, found, buffer)?;
+        sha256::update(&mut lanes, buffer.get(&content));
     } else {
+        let file = Arc::new(open(&version.anchor, &path, found)?);
         // Before anything is read of it, for that would show.
-        Content::Chunks(Source::new(Arc::clone(&file), size))
-    };
-    let whole = match content {
-        Content::Whole(bytes) => whole::check(bytes, size, context.go_on),
-        Content::Chunks(_) => whole::check(&*file, size, context.go_on),
-    };
-    if let Err(whole::CutShort(reason)) = whole.map_err(failed)? {
-        return Err(Failure::Broken(Problem::new(Path::new(&path), reason, "upload it again")));
+        let source = Source::new(Arc::clone(&file), size);
+        check(version, &path, &*file, size)?;
+        let fed = feed(source, size, lanes, version.context);
+        let (length, fed) = fed.map_err(|err| failure(&path, &err))?.ok_or(Failure::Stopped)?;
+        if length != size {
+            return Err(Failure::Changed);
+        }
+        lanes = fed;
+    }
+    version.stands(&path, found)?;
+    Ok(lanes)
+}
+
+/// Reads a small file at once, behind what is in `buffer`, and makes sure that it is whole.
+fn take_in(
+    version: &Version<'_>,
+    path: &str,
+    found: &FoundFile,
+    buffer: &mut Buffer,
+) -> Result<Range<usize>, Failure> {
+    let file = open(&version.anchor, path, found)?;
+    let size = found.stamp.size;
+    let read = buffer.read(&file, size as usize).map_err(|err| failure(path, &err))?;
+    let content = read.ok_or(Failure::Changed)?;
+    check(version, path, buffer.get(&content), size)?;
+    version.context.bytes.fetch_add(size, Ordering::Relaxed);
+    Ok(content)
+}
+
+/// Makes sure that a file is whole.
+fn check<C: whole::Content + ?Sized>(
+    version: &Version<'_>,
+    path: &str,
+    content: &C,
+    size: u64,
+) -> Result<(), Failure> {
+    let go_on = version.context.go_on;
+    let whole = whole::check(content, size, go_on).map_err(|err| failure(path, &err))?;
+    if let Err(whole::CutShort(reason)) = whole {
+        return Err(Failure::Broken(Problem::new(Path::new(path), reason, "upload it again")));
     }
     // What was not looked at to its end is not known to be whole.
-    if !(context.go_on)() {
-        return Err(Failure::Stopped);
-    }
-    let fed = match content {
-        Content::Whole(bytes) => {
-            sha256::update(&mut lanes, bytes);
-            context.bytes.fetch_add(size, Ordering::Relaxed);
-            Ok(Some((size, lanes)))
-        }
-        Content::Chunks(source) => feed(source, size, lanes, context),
-    };
-    let (length, lanes) = fed.map_err(failed)?.ok_or(Failure::Stopped)?;
-    // The name must still lead to this file, and the file must still be what it was. The file that was
-    // opened had this stamp; whatever has it now is that file.
-    let is_unchanged = || anchor.tree().stamp(&path).is_ok_and(|stamp| stamp == found.stamp);
-    if length == size && (context.seen_to || is_unchanged()) {
-        Ok(lanes)
-    } else {
-        Err(Failure::Changed)
-    }
+    if go_on() { Ok(()) } else { Err(Failure::Stopped) }
 }
 
 /// Reads to the end, with whoever wants to help; `None` if told to stop.
@@ -352,17 +367,6 @@ fn feed(
         context.bytes.fetch_add(bytes, Ordering::Relaxed);
     };
     crew.work(&go_on, &count)
-}
-
-/// Reads the `size` bytes that a file should have into `buffer`; `None` if it has less.
-fn read_small<'a>(file: &File, size: u64, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
-    let size = size as usize;
-    if buffer.len() < size {
-        buffer.resize(size, 0);
-    }
-    let content = &mut buffer[..size];
-    let read = whole::read_at(file, content, 0)?;
-    Ok((read.len() == size).then_some(read))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::Problem;
 use crate::cache::{Attempt, HashCache};
 use crate::entry::Plan;
-use crate::hash::{self, Context, Crew, Outcome};
+use crate::hash::{self, Buffer, Context, Crew, Order, Outcome};
 use crate::progress::Gauges;
 use crate::tree::Place;
 use desk::{Desk, Task};
@@ -146,11 +146,14 @@ impl Drop for Pool {
 
 fn work(shared: &Shared, prepare: Option<fn()>) {
     become_polite(IDLE, prepare);
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::default();
     while let Some(task) = shared.desk.next() {
         match task {
             Task::Hash(priority, job) => {
                 carry_out(shared, &priority, *job, &mut buffer, &|| shared.desk.has_stepped());
+            }
+            Task::HashTogether(jobs) => {
+                carry_out_together(shared, jobs, &mut buffer, &|| shared.desk.has_stepped());
             }
             Task::Help(crew) => {
                 let go_on = || {
@@ -166,10 +169,11 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
 
 fn relieve(shared: &Shared, prepare: Option<fn()>) {
     become_polite(RELIEF, prepare);
-    let mut buffer = Vec::new();
+    let mut buffer = Buffer::default();
     while let Some(task) = shared.desk.relief() {
         match task {
             Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer, &|| {}),
+            Task::HashTogether(jobs) => carry_out_together(shared, jobs, &mut buffer, &|| {}),
             Task::Help(crew) => {
                 let mut shift = Shift::begin();
                 let go_on = || {
@@ -224,33 +228,23 @@ fn carry_out(
     shared: &Shared,
     priority: &Priority,
     job: Job,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
     stepped: &dyn Fn(),
 ) {
-    let go_on = || {
-        stepped();
-        !shared.stop.load(Ordering::Relaxed)
-    };
+    let go_on = || shared.goes_on(stepped);
     let between = |crew: &Crew| {
         // What is small and should have come first does not wait for the rest of a large file,
         // unless it is about to be taken by another thread.
         while crew.is_alone()
             && let Some((priority, job)) = shared.desk.next_before(priority, crew.left() / SMALLER)
         {
-            carry_out(shared, &priority, job, &mut Vec::new(), stepped);
+            carry_out(shared, &priority, job, &mut Buffer::default(), stepped);
         }
     };
-    let context = Context {
-        cache: &shared.cache,
-        attempt: &job.attempt,
-        go_on: &go_on,
-        bytes: &job.gauges.bytes_hashed,
-        seen_to: job.seen_to,
-        begins: &|crew| shared.desk.ask_for_help(crew),
-        between: &between,
-    };
+    let begins = |crew: &Arc<Crew>| shared.desk.ask_for_help(crew);
+    let order = shared.order(&job, &go_on, &begins, &between);
     // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
-    let hashing = || hash::hash(&job.tree, &job.path, &job.plan, context, buffer);
+    let hashing = || hash::hash(order, buffer);
     let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
         Outcome::Broken(Problem::new(
             Path::new(&*job.path),
@@ -260,6 +254,56 @@ fn carry_out(
     });
     (job.done)(outcome);
     stepped();
+}
+
+/// Carries out jobs that are small.
+fn carry_out_together(
+    shared: &Shared,
+    jobs: Vec<(Priority, Job)>,
+    buffer: &mut Buffer,
+    stepped: &dyn Fn(),
+) {
+    let go_on = || shared.goes_on(stepped);
+    let orders: Vec<_> =
+        jobs.iter().map(|(_, job)| shared.order(job, &go_on, &|_| {}, &|_| {})).collect();
+    let hashing = || hash::hash_together(&orders, buffer);
+    let Ok(outcomes) = catch_unwind(AssertUnwindSafe(hashing)) else {
+        // Which of them it was is found out one by one.
+        for (priority, job) in jobs {
+            carry_out(shared, &priority, job, buffer, stepped);
+        }
+        return;
+    };
+    for ((_, job), outcome) in jobs.into_iter().zip(outcomes) {
+        (job.done)(outcome);
+    }
+    stepped();
+}
+
+impl Shared {
+    fn goes_on(&self, stepped: &dyn Fn()) -> bool {
+        stepped();
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn order<'a>(
+        &'a self,
+        job: &'a Job,
+        go_on: &'a dyn Fn() -> bool,
+        begins: &'a dyn Fn(&Arc<Crew>),
+        between: &'a dyn Fn(&Crew),
+    ) -> Order<'a> {
+        let context = Context {
+            cache: &self.cache,
+            attempt: &job.attempt,
+            go_on,
+            bytes: &job.gauges.bytes_hashed,
+            seen_to: job.seen_to,
+            begins,
+            between,
+        };
+        Order { tree: &job.tree, path: &job.path, plan: &job.plan, context }
+    }
 }
 
 /// Lets others on the machine go first: gives the calling thread this nice value, or leaves it a higher

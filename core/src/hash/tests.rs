@@ -42,7 +42,8 @@ impl Site {
             begins: &|_| {},
             between,
         };
-        hash(&Place::Tree(self.tree.clone()), VERSION, &plan.unwrap(), context, &mut Vec::new())
+        let (tree, plan) = (Place::Tree(self.tree.clone()), plan.unwrap());
+        hash(Order { tree: &tree, path: VERSION, plan: &plan, context }, &mut Buffer::default())
     }
 }
 

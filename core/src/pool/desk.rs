@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::{Job, Priority};
-use crate::hash::{Crew, LARGE};
+use crate::hash::{self, Crew, LARGE};
 
 /// Waiting jobs that are looked at to find one that is small enough: the first of them should.
 const LOOKED_AT: usize = 64;
@@ -47,6 +47,8 @@ struct Waiting {
 /// What a thread is to do.
 pub(super) enum Task {
     Hash(Priority, Box<Job>),
+    /// All of them are small.
+    HashTogether(Vec<(Priority, Job)>),
     /// The thread has joined it, or taken it over.
     Help(Arc<Crew>),
 }
@@ -129,8 +131,8 @@ impl Desk {
             if waiting.closed {
                 return None;
             }
-            if let Some(((priority, _), job)) = waiting.jobs.pop_first() {
-                return Some(Task::Hash(priority, Box::new(job)));
+            if let Some(task) = waiting.first(self.threads) {
+                return Some(task);
             }
             let joins = |crew: &Arc<Crew>| crew.size() >= LARGE && crew.join();
             if let Some(crew) = waiting.crews.iter().filter_map(Weak::upgrade).find(joins) {
@@ -196,6 +198,29 @@ impl Desk {
 }
 
 impl Waiting {
+    /// The first job, and those behind it that can be hashed together with it, as many as are this
+    /// thread's share of what waits.
+    fn first(&mut self, threads: usize) -> Option<Task> {
+        let share = self.jobs.len().div_ceil(threads).min(hash::MOST);
+        let mut room = hash::MOST_BYTES;
+        let mut together = Vec::new();
+        while together.len() < share
+            && let Some(first) = self.jobs.first_entry()
+            && let Some(left) = room.checked_sub(first.get().plan.bytes())
+            && hash::is_small(&first.get().plan)
+        {
+            let ((priority, _), job) = first.remove_entry();
+            together.push((priority, job));
+            room = left;
+        }
+        if together.len() > 1 {
+            return Some(Task::HashTogether(together));
+        }
+        let alone = together.pop();
+        let first = || self.jobs.pop_first().map(|((priority, _), job)| (priority, job));
+        alone.or_else(first).map(|(priority, job)| Task::Hash(priority, Box::new(job)))
+    }
+
     /// What nobody comes forward with: in turn a file that is being hashed, and a small version.
     fn for_relief(&mut self) -> Option<Task> {
         if self.had_job
