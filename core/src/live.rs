@@ -53,18 +53,6 @@ impl Live {
         Self::seal(memory)
     }
 
-    /// Puts what `file` holds into sealed memory.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading; also when the memory or its descriptor cannot be had, or it is empty.
-    pub fn copy_of(file: File) -> io::Result<Self> {
-        let from = Memory::of(Arc::new(file))?;
-        let mut memory = Memory::default();
-        memory.append_from(&from, 0, from.length())?;
-        Self::seal(memory)
-    }
-
     /// Seals `memory`.
     ///
     /// # Errors

@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::live::Live;
+use crate::memory::Memory;
 use crate::{Problem, Report};
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -288,17 +289,21 @@ impl Snapshot {
     ///
     /// Those of [`open`](Self::open).
     pub(crate) fn open_shared(path: &Path) -> Result<(Self, io::Result<Live>), SnapshotError> {
-        let copied = file::open_regular(path, MAX_FILE).and_then(Live::copy_of);
-        let mapped = copied.and_then(|live| Ok((map::map(live.sealed())?, live)));
-        match mapped {
-            Ok((map, live)) => {
-                let snapshot = Self::check(Backing::Mapped(map), path, true)?;
+        let copied = file::open_regular(path, MAX_FILE).and_then(|file| {
+            let mut memory = Memory::default();
+            let checksum = copy(&file, |part| memory.append(part).map(drop))?;
+            let live = Live::seal(memory)?;
+            Ok((map::map(live.sealed())?, live, checksum))
+        });
+        match copied {
+            Ok((map, live, checksum)) => {
+                let snapshot = Self::check(Backing::Mapped(map), path, Some(checksum))?;
                 Ok((snapshot.of_its_name(path)?, Ok(live)))
             }
             Err(err) => {
                 let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-                let backing = Backing::Memory(read_regular(path, MAX_FILE).map_err(io)?);
-                Ok((Self::check(backing, path, true)?.of_its_name(path)?, Err(err)))
+                let bytes = read_regular(path, MAX_FILE).map_err(io)?;
+                Ok((Self::of_copy(bytes, path)?.of_its_name(path)?, Err(err)))
             }
         }
     }
@@ -328,7 +333,7 @@ impl Snapshot {
 
     fn map(sealed: &fs::File, path: &Path) -> Result<Self, SnapshotError> {
         let io = |source| SnapshotError::Io { path: path.to_owned(), source };
-        Self::check(Backing::Mapped(map::map(sealed).map_err(io)?), path, false)
+        Self::check(Backing::Mapped(map::map(sealed).map_err(io)?), path, None)
     }
 
     /// Makes sure that it is of the index whose file this is: a descriptor's number may be that of
@@ -349,11 +354,25 @@ impl Snapshot {
     ///
     /// [`SnapshotError`], as for [`open`](Self::open).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, SnapshotError> {
-        Self::check(Backing::Memory(bytes), Path::new("(memory)"), true)
+        Self::of_copy(bytes, Path::new("(memory)"))
     }
 
-    /// With `all`, the body too is compared with its checksum.
-    fn check(backing: Backing, path: &Path, all: bool) -> Result<Self, SnapshotError> {
+    fn of_copy(bytes: Vec<u8>, path: &Path) -> Result<Self, SnapshotError> {
+        let checksum = bytes.get(..PREAMBLE).and_then(|preamble| {
+            let end = usize::try_from(u64_at(preamble, 16)).ok()?;
+            Some(xxh3_64(bytes.get(PREAMBLE..end)?))
+        });
+        // Without one, it is damaged in another way that is told first.
+        Self::check(Backing::Memory(bytes), path, Some(checksum.unwrap_or_default()))
+    }
+
+    /// Makes sure of all but the body, which is as it was written if it has this checksum, or if nobody
+    /// could have changed it.
+    fn check(
+        backing: Backing,
+        path: &Path,
+        body_checksum: Option<u64>,
+    ) -> Result<Self, SnapshotError> {
         let damaged = |reason| SnapshotError::Damaged { path: path.to_owned(), reason };
         let bytes = backing.bytes();
         let preamble = bytes.get(..PREAMBLE).ok_or_else(|| damaged("shorter than its preamble"))?;
@@ -370,7 +389,9 @@ impl Snapshot {
             return Err(damaged("its length is not what its preamble says"));
         }
         let (body, head) = (&bytes[PREAMBLE..end], &bytes[end..]);
-        if xxh3_64(head) != u64_at(preamble, 24) || all && xxh3_64(body) != u64_at(preamble, 32) {
+        if xxh3_64(head) != u64_at(preamble, 24)
+            || body_checksum.is_some_and(|checksum| checksum != u64_at(preamble, 32))
+        {
             return Err(damaged("its checksum does not match"));
         }
         let head: Head =
@@ -496,25 +517,35 @@ pub(crate) fn save(path: &Path, sealed: &fs::File) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::FileExt as _;
 
-    let mut preamble = [0; PREAMBLE];
-    sealed.read_exact_at(&mut preamble, 0)?;
-    let (end, length) = (u64_at(&preamble, 16), sealed.metadata()?.len());
     file::replace_by(path, true, |file| {
-        file.write_all(&preamble)?;
-        let (mut hasher, mut buffer) = (Xxh3::new(), vec![0; 256 * 1024]);
-        let mut at = PREAMBLE as u64;
-        while at < length {
-            let stop = if at < end { end } else { length };
-            let part = usize::try_from(stop - at).unwrap_or(usize::MAX).min(buffer.len());
-            sealed.read_exact_at(&mut buffer[..part], at)?;
-            if at < end {
-                hasher.update(&buffer[..part]);
-            }
-            file.write_all(&buffer[..part])?;
-            at += part as u64;
-        }
-        file.write_all_at(&hasher.digest().to_le_bytes(), 32)
+        let checksum = copy(sealed, |part| file.write_all(part))?;
+        file.write_all_at(&checksum.to_le_bytes(), 32)
     })
+}
+
+/// Gives `take` all of `file`, an encoded snapshot, piece by piece, and returns the checksum of its body:
+/// of what is in the processor's cache just then.
+fn copy(file: &fs::File, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+    use std::os::unix::fs::FileExt as _;
+
+    let mut preamble = [0; PREAMBLE];
+    file.read_exact_at(&mut preamble, 0)?;
+    take(&preamble)?;
+    let (end, length) = (u64_at(&preamble, 16), file.metadata()?.len());
+    let (mut hasher, mut buffer) = (Xxh3::new(), vec![0; 256 * 1024]);
+    let mut at = PREAMBLE as u64;
+    while at < length {
+        let stop = if at < end { end.min(length) } else { length };
+        let room = buffer.len() - (at % buffer.len() as u64) as usize;
+        let part = usize::try_from(stop - at).unwrap_or(usize::MAX).min(room);
+        file.read_exact_at(&mut buffer[..part], at)?;
+        if at < end {
+            hasher.update(&buffer[..part]);
+        }
+        take(&buffer[..part])?;
+        at += part as u64;
+    }
+    Ok(hasher.digest())
 }
 
 /// Most bytes of a snapshot file that are read: far more than an index of a million versions.
