@@ -22,8 +22,8 @@ MIB = 1 << 20
 
 def live(state):
     """When the last generation was announced, if any was."""
-    files = list(state.glob("*.live"))
-    return max((file.stat().st_mtime_ns for file in files), default=None)
+    files = [entry for entry in os.scandir(state) if entry.name.endswith(".live")]
+    return max((entry.stat().st_mtime_ns for entry in files), default=None)
 
 
 def worker_memory(directory, name, body, module):
@@ -120,7 +120,7 @@ def restart(directory, body, port, tree, state, served, python, report):
                 while live(state) == announced:
                     if time.monotonic() > begun + 120:
                         raise SystemExit("not current after 120 s")
-                    time.sleep(0.001)
+                    time.sleep(0.003)
                 nginx.wait_for(lambda: nginx.tag(port, path) != served)
             current = time.monotonic() - begun
             served = nginx.tag(port, path)

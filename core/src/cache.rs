@@ -15,12 +15,13 @@
 mod census;
 mod store;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use foldhash::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Digest;

@@ -12,13 +12,13 @@
 //! last. Paths are not in it: a stamp has the inode in it, and there are no two directories with one. Nor
 //! are the same names twice.
 
-use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
+use foldhash::HashMap;
 use rustix::fs::StatFs;
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -4,7 +4,7 @@
 //! inotify directly and not through a crate that hides it: which directories have a watch, whether
 //! the queue overflowed and whether a limit was reached decide what the rescan has to make up for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::{self, JoinHandle};
 
+use foldhash::{HashMap, HashMapExt as _};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::io::Errno;

@@ -4,8 +4,10 @@
 //! has told which files it knows, something is known to be gone. What is gone is not dropped at once
 //! (see [`KEEP`]).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use foldhash::HashSet;
 
 use super::Key;
 

@@ -19,7 +19,6 @@
 //!
 //! 1. First version.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -27,6 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use foldhash::{HashMap, HashSet};
 use redb::{
     Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
     TableDefinition,

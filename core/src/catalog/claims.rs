@@ -1,7 +1,6 @@
 //! Who has what that only one can have: fingerprints, aliases.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::name::ProductName;

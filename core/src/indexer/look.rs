@@ -1,9 +1,10 @@
 //! Looks at the tree: at all of it, at a part, at single versions; and what comes of it.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use foldhash::{HashSet, HashSetExt as _};
 
 use super::{Indexer, REQUIREMENTS, RETRY, SHARE, paths_from};
 use crate::cache::STAND;

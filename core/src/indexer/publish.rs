@@ -1,10 +1,12 @@
 //! When a generation is published, and how.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+
+use foldhash::HashSet;
 
 use super::saver::Saver;
 use crate::catalog::Catalog;

@@ -5,11 +5,12 @@
 //! ones until a chunk begins where one began before; the rest stays: its text in the last generation,
 //! its compressed bytes here, its hashes in the entity tags.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deflate::{self, HEADER, Packed, WINDOW};

@@ -6,8 +6,7 @@
 //! (4, little-endian), and whether the document ends with it (1). What comes of a chunk depends on
 //! these alone, and on who compresses.
 
-use std::collections::HashMap;
-
+use foldhash::{HashMap, HashMapExt as _};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::deflate::{HEADER, Packed};
