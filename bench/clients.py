@@ -4,6 +4,9 @@ For `lxc` that is the Python tool's. It lists nothing that Incus takes, which sh
 time than any other, so for `incus` it is that of `incus-simplestreams`: of one image that this adds, with
 3,000 names and hashes in place of one, for it would add so many for minutes.
 
+Each client also lists our index with aliases "path" less the items that only the other one reads: what these
+cost, which an index for both cannot do without.
+
 Each run has a configuration directory of its own, so that no cache of an earlier one answers. Both
 indexes are served by the same nginx over TLS 1.3.
 """
@@ -24,6 +27,7 @@ from server import Nginx, certificate, free_port
 VERSIONS, SIZE, ROUNDS, TARGET = 3000, 65536, 9, 1.1
 ALIASES = ["path", "off", "short", "name", "short path name"]
 CLIENTS = {"lxc": "LXD_CONF", "incus": "INCUS_CONF"}
+OTHERS_ITEM = {"lxc": "incus.tar.xz", "incus": "lxd.tar.xz"}
 RIVALS = {"lxc": "Python tool", "incus": "incus-simplestreams"}
 
 
@@ -64,6 +68,18 @@ def incus_index(directory, root):
         (streams / name).write_text(json.dumps(document, separators=(",", ":")))
 
 
+def for_one_client(nginx, port, directory, others):
+    """Our index below `directory`, without the items under the key `others`."""
+    streams = directory / "streams/v1"
+    streams.mkdir(parents=True)
+    (streams / "index.json").write_bytes(nginx.fetch(port, "/streams/v1/index.json"))
+    images = json.loads(nginx.fetch(port, "/streams/v1/images.json"))
+    for product in images["products"].values():
+        for version in product["versions"].values():
+            del version["items"][others]
+    (streams / "images.json").write_text(json.dumps(images, separators=(",", ":")))
+
+
 def run(work, report):
     directory = work.fresh("clients")
     tree = work.make_tree(VERSIONS, SIZE)
@@ -86,6 +102,10 @@ def run(work, report):
         incus_index(incus, next(tree.glob("images/**/rootfs.squashfs")))
         ports["incus-simplestreams"] = free_port()
         http += (f"    server {{ listen 127.0.0.1:{ports['incus-simplestreams']} ssl; root {incus}; }}\n")
+    alone = {client: f"path, for {client} alone" for client in CLIENTS}
+    for client, name in alone.items():
+        ports[name] = free_port()
+        http += f"    server {{ listen 127.0.0.1:{ports[name]} ssl; root {directory}/{client}-alone; }}\n"
     plain = free_port()
     checks = "".join(f"    server {{ listen 127.0.0.1:{plain}; server_name a{i}; simplestreams {tree}; "
                      f"simplestreams_aliases {a}; }}\n" for i, a in enumerate(ALIASES[:1]))
@@ -94,15 +114,21 @@ def run(work, report):
         nginx.wait_for(lambda: (nginx.fetch(plain, "/streams/v1/images.json") or b"")
                        .count(b'"release_title"') == VERSIONS)
         time.sleep(5)  # The other four indexes are of the same hashes.
+        for client, others in OTHERS_ITEM.items():
+            for_one_client(nginx, plain, directory / f"{client}-alone", others)
         for client in CLIENTS:
             if not shutil.which(client):
                 continue
             taken = {name: [] for name in ports}
             for _ in range(ROUNDS):
                 for name, port in ports.items():
+                    if name in alone.values() and name != alone[client]:
+                        continue
                     taken[name].append(listing(client, directory, crt, port))
             theirs = taken.get(RIVALS[client])
             for name, times in taken.items():
+                if not times:
+                    continue
                 ratio = load.ratios(times, theirs) if theirs else None
                 told = (report.verdict(f"{client} image list, aliases path", ratio[0], TARGET)
                         if ratio and name == "path" else "")

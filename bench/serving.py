@@ -20,7 +20,9 @@ from server import Nginx, certificate, free_port
 
 FILES = ("sendfile on; open_file_cache max=1000 inactive=600s; open_file_cache_valid 600s; "
          "gzip_static on;")
-ROUNDS = 3
+ROUNDS = 5
+# Seconds of a turn: of one with large bodies there are but thirty answers in one.
+TURN, LARGE_TURN = 1, 2
 SIZES = [(12, 65536), (3000, 65536), (40000, 1024)]
 PLAIN, TLS = 1.0, 1.1
 
@@ -117,8 +119,8 @@ def cell(nginx, worker, ports, versions, document, kind, tls, cpus, report):
         sides.append(load.Side(name, url, headers(url, kind, name)))
     # Large bodies from few connections, or nothing is measured but queues.
     large = document == "images" and versions >= 3000 and kind in ("identity", "gzip")
-    load.alternate(sides, ROUNDS, worker, connections=4 if large else 16, head=kind == "HEAD",
-                   cpus=cpus and cpus.load)
+    load.alternate(sides, ROUNDS, worker, seconds=LARGE_TURN if large else TURN,
+                   connections=4 if large else 16, head=kind == "HEAD", cpus=cpus and cpus.load)
     ours, *files, least = sides
     rival = max(files, key=lambda side: statistics.median(side.rate))
     rate = load.ratios(ours.rate, rival.rate)
