@@ -76,15 +76,17 @@ mod tests {
         let ids = ["a", "b"].map(str::to_owned);
         let mut census = Census::new(BTreeSet::from(ids), start);
         assert!(!census.wants("a", start));
-        let text =
-            |path: &str| Present { texts: HashSet::from([path.to_owned()]), ..Present::default() };
+        let text = |path: &str| Present {
+            texts: HashSet::from_iter([path.to_owned()]),
+            ..Present::default()
+        };
         for day in 0..3 {
             let now = start + FIRST + EVERY * day;
             assert!(census.wants("a", now) && census.wants("b", now));
             assert!(census.count("a", text("/a"), now).is_none());
             assert!(!census.wants("a", now) && census.wants("b", now));
             let whole = census.count("b", text("/b"), now).unwrap();
-            assert_eq!(whole.texts, HashSet::from(["/a", "/b"].map(str::to_owned)));
+            assert_eq!(whole.texts, HashSet::from_iter(["/a", "/b"].map(str::to_owned)));
             assert!(!census.wants("a", now) && !census.wants("b", now));
         }
     }
