@@ -11,6 +11,7 @@ Each run has a configuration directory of its own, so that no cache of an earlie
 indexes are served by the same nginx over TLS 1.3.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -77,7 +78,10 @@ def for_one_client(nginx, port, directory, others):
     for product in images["products"].values():
         for version in product["versions"].values():
             del version["items"][others]
-    (streams / "images.json").write_text(json.dumps(images, separators=(",", ":")))
+    text = json.dumps(images, separators=(",", ":")).encode()
+    (streams / "images.json").write_bytes(text)
+    # As ours is sent.
+    (streams / "images.json.gz").write_bytes(gzip.compress(text))
 
 
 def run(work, report):
@@ -105,7 +109,7 @@ def run(work, report):
     alone = {client: f"path, for {client} alone" for client in CLIENTS}
     for client, name in alone.items():
         ports[name] = free_port()
-        http += f"    server {{ listen 127.0.0.1:{ports[name]} ssl; root {directory}/{client}-alone; }}\n"
+        http += f"    server {{ listen 127.0.0.1:{ports[name]} ssl; gzip_static on; root {directory}/{client}-alone; }}\n"
     plain = free_port()
     checks = "".join(f"    server {{ listen 127.0.0.1:{plain}; server_name a{i}; simplestreams {tree}; "
                      f"simplestreams_aliases {a}; }}\n" for i, a in enumerate(ALIASES[:1]))

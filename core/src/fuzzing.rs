@@ -271,7 +271,7 @@ pub fn image(data: &[u8]) {
     if let Err(whole::CutShort(why)) = whole {
         assert!(!why.is_empty());
     }
-    unified::look(&file).expect("memory can be read");
+    unified::look(&file, &|| true).expect("memory can be read");
 }
 
 #[cfg(test)]

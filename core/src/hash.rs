@@ -13,6 +13,7 @@ mod together;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ pub use self::buffer::Buffer;
 pub(crate) use self::crew::Crew;
 use self::findings::{Findings, ROUNDS};
 use self::source::{CHUNK, Source};
-pub use self::together::{MOST, MOST_BYTES, hash_together, is_small};
+pub use self::together::{MOST_BYTES, hash_together, is_small, most};
 
 /// Files from this size on are worth the help of another thread, in bytes.
 pub(crate) const LARGE: u64 = 4 << 20;
@@ -115,7 +116,9 @@ pub struct Order<'a> {
 
 /// Hashes a version, reading only what the cache does not know, small files into `buffer`.
 pub fn hash(order: Order<'_>, buffer: &mut Buffer) -> Outcome {
-    let verified = Version::open(order).and_then(|version| {
+    let verified = guarded(order.path, || {
+        let anchor = order.tree.anchor().map_err(|err| failure(order.path, &err))?;
+        let version = Version::begin(order, anchor)?;
         let hashes = match version.known() {
             Some(hashes) => hashes,
             None => read_all(&version, buffer)?,
@@ -123,6 +126,18 @@ pub fn hash(order: Order<'_>, buffer: &mut Buffer) -> Outcome {
         version.keep_promise(hashes)
     });
     verified.into()
+}
+
+/// What looks into uploads is other people's code in part, and a thread that is gone hashes nothing: that it
+/// panics is a problem of the version at `path`.
+fn guarded<T>(path: &str, look: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or_else(|_| {
+        Err(Failure::Broken(Problem::new(
+            Path::new(path),
+            "looking into its files made this software fail",
+            "report the message in the log, with the file",
+        )))
+    })
 }
 
 /// What hashing a version came to.
@@ -149,14 +164,12 @@ struct Version<'a> {
 
 impl<'a> Version<'a> {
     /// Makes sure that its unified tarballs are what their names say.
-    fn open(Order { tree, path, plan, context }: Order<'a>) -> Result<Self, Failure> {
-        let anchor = match tree {
-            Place::Anchor(anchor) => Ok(anchor.clone()),
-            Place::Tree(tree) => tree.anchor(),
-        };
-        let anchor = anchor.map_err(|err| failure(path, &err.into()))?;
+    fn begin(
+        Order { path, plan, context, .. }: Order<'a>,
+        anchor: Anchor,
+    ) -> Result<Self, Failure> {
         for file in plan.unified.values() {
-            look_inside(&anchor, path, file, plan.doubtful)?;
+            look_inside(&anchor, path, file, plan.doubtful, context.go_on)?;
             if !(context.go_on)() {
                 return Err(Failure::Stopped);
             }
@@ -201,10 +214,11 @@ fn look_inside(
     directory: &str,
     found: &FoundFile,
     doubtful: bool,
+    go_on: &dyn Fn() -> bool,
 ) -> Result<(), Failure> {
     let path = join(directory, &found.name);
     let file = open(anchor, &path, found)?;
-    let inside = unified::look(&file).map_err(|err| failure(&path, &err))?;
+    let inside = unified::look(&file, go_on).map_err(|err| failure(&path, &err))?;
     let problem = |path: &str, reason, remedy| {
         Err(Failure::Broken(Problem::new(Path::new(path), reason, remedy)))
     };

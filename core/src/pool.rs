@@ -5,13 +5,11 @@ mod desk;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::Problem;
 use crate::cache::{Attempt, HashCache};
 use crate::entry::Plan;
 use crate::hash::{self, Buffer, Context, Crew, Order, Outcome};
@@ -149,11 +147,8 @@ fn work(shared: &Shared, prepare: Option<fn()>) {
     let mut buffer = Buffer::default();
     while let Some(task) = shared.desk.next() {
         match task {
-            Task::Hash(priority, job) => {
-                carry_out(shared, &priority, *job, &mut buffer, &|| shared.desk.has_stepped());
-            }
-            Task::HashTogether(jobs) => {
-                carry_out_together(shared, jobs, &mut buffer, &|| shared.desk.has_stepped());
+            Task::Hash(jobs) => {
+                carry_out_all(shared, jobs, &mut buffer, &|| shared.desk.has_stepped())
             }
             Task::Help(crew) => {
                 let go_on = || {
@@ -172,8 +167,7 @@ fn relieve(shared: &Shared, prepare: Option<fn()>) {
     let mut buffer = Buffer::default();
     while let Some(task) = shared.desk.relief() {
         match task {
-            Task::Hash(priority, job) => carry_out(shared, &priority, *job, &mut buffer, &|| {}),
-            Task::HashTogether(jobs) => carry_out_together(shared, jobs, &mut buffer, &|| {}),
+            Task::Hash(jobs) => carry_out_all(shared, jobs, &mut buffer, &|| {}),
             Task::Help(crew) => {
                 let mut shift = Shift::begin();
                 let go_on = || {
@@ -243,37 +237,26 @@ fn carry_out(
     };
     let begins = |crew: &Arc<Crew>| shared.desk.ask_for_help(crew);
     let order = shared.order(&job, &go_on, &begins, &between);
-    // What unpacks uploads is other people's code, and a thread that is gone hashes nothing.
-    let hashing = || hash::hash(order, buffer);
-    let outcome = catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
-        Outcome::Broken(Problem::new(
-            Path::new(&*job.path),
-            "looking into its files made this software fail",
-            "report the message in the log, with the file",
-        ))
-    });
+    let outcome = hash::hash(order, buffer);
     (job.done)(outcome);
     stepped();
 }
 
-/// Carries out jobs that are small.
-fn carry_out_together(
+/// Carries out one job, or several of one tree that are small.
+fn carry_out_all(
     shared: &Shared,
     jobs: Vec<(Priority, Job)>,
     buffer: &mut Buffer,
     stepped: &dyn Fn(),
 ) {
+    let jobs = match <[_; 1]>::try_from(jobs) {
+        Ok([(priority, job)]) => return carry_out(shared, &priority, job, buffer, stepped),
+        Err(several) => several,
+    };
     let go_on = || shared.goes_on(stepped);
     let orders: Vec<_> =
         jobs.iter().map(|(_, job)| shared.order(job, &go_on, &|_| {}, &|_| {})).collect();
-    let hashing = || hash::hash_together(&orders, buffer);
-    let Ok(outcomes) = catch_unwind(AssertUnwindSafe(hashing)) else {
-        // Which of them it was is found out one by one.
-        for (priority, job) in jobs {
-            carry_out(shared, &priority, job, buffer, stepped);
-        }
-        return;
-    };
+    let outcomes = hash::hash_together(&orders, buffer);
     for ((_, job), outcome) in jobs.into_iter().zip(outcomes) {
         (job.done)(outcome);
     }

@@ -17,7 +17,7 @@ mod many;
 mod shani;
 
 use crate::Digest;
-pub use many::{finish_each, update_each};
+pub use many::{finish_each, has_many, update_each};
 
 /// Bytes that the compression function takes at once (FIPS 180-4, section 5.2.1).
 const BLOCK: usize = 64;

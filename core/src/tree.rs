@@ -229,6 +229,32 @@ pub enum Place {
     Anchor(Anchor),
 }
 
+impl Place {
+    /// Its root, open.
+    ///
+    /// # Errors
+    ///
+    /// When the root cannot be opened.
+    pub fn anchor(&self) -> io::Result<Anchor> {
+        match self {
+            Self::Anchor(anchor) => Ok(anchor.clone()),
+            Self::Tree(tree) => Ok(tree.anchor()?),
+        }
+    }
+
+    /// Whether both are the same tree.
+    pub fn is_of(&self, other: &Self) -> bool {
+        self.tree().root == other.tree().root
+    }
+
+    fn tree(&self) -> &Tree {
+        match self {
+            Self::Anchor(anchor) => anchor.tree(),
+            Self::Tree(tree) => tree,
+        }
+    }
+}
+
 /// A directory of the tree, open: its entries are looked at without a walk from the root to each.
 #[derive(Debug)]
 pub struct Directory<'a> {

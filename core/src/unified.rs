@@ -5,13 +5,17 @@
 //! listed, because clients before Incus 7.1 would take it for a container (`CLIENTS.md`).
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Take};
 
 use flate2::read::MultiGzDecoder;
 
 /// Most bytes that are unpacked to find out. `metadata.yaml` and templates come before the root, or
 /// the root comes first: either way it takes some kilobytes.
 const MAX_BYTES: u64 = 16 << 20;
+
+/// Most bytes that are read for it. Some packings can go on for ever without unpacking to anything: an xz file
+/// may end in zeros, a gzip file may consist of empty members.
+const MAX_READ: u64 = 2 * MAX_BYTES;
 
 /// Most memory, in KiB, that unpacking xz may take; `xz -9` takes 65 MiB. More is a bomb.
 const XZ_MEMORY: u32 = 100 << 10;
@@ -29,17 +33,29 @@ pub enum Inside {
     Unknown,
 }
 
-/// Looks into `file`.
+/// What is unpacked: the beginning of a file, as long as `go_on` says yes.
+struct Packed<'a> {
+    file: Take<&'a File>,
+    go_on: &'a dyn Fn() -> bool,
+}
+
+impl Read for Packed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if (self.go_on)() { self.file.read(buffer) } else { Err(io::Error::other("stopped")) }
+    }
+}
+
+/// Looks into `file`. Once `go_on`, asked with every read, says no, what comes out means nothing.
 ///
 /// # Errors
 ///
 /// Those of reading the file; that it cannot be unpacked is no error.
-pub fn look(mut file: &File) -> io::Result<Inside> {
+pub fn look(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Inside> {
     let mut magic = [0_u8; 6];
     file.seek(SeekFrom::Start(0))?;
     let length = file.read(&mut magic)?;
     file.seek(SeekFrom::Start(0))?;
-    let input = BufReader::new(file);
+    let input = BufReader::new(Packed { file: file.take(MAX_READ), go_on });
     let found = match &magic[..length] {
         [0x1f, 0x8b, ..] => entries(MultiGzDecoder::new(input)),
         b"\xfd7zXZ\0" => entries(lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY)),
@@ -117,7 +133,7 @@ mod tests {
     fn what_is_inside_is_found_in_every_packing() {
         let packings: &[&[&str]] = &[&[], &["gzip", "-c"], &["xz", "-c"], &["zstd", "-q", "-c"]];
         for pack in packings {
-            let inside = |names: &[&str]| look(&tarball(names, pack)).unwrap();
+            let inside = |names: &[&str]| look(&tarball(names, pack), &|| true).unwrap();
             // As published by a daemon: metadata first.
             let published = ["metadata.yaml", "rootfs/", "rootfs/etc", "templates/"];
             assert_eq!(inside(&published), Inside::Container, "{pack:?}");
@@ -147,8 +163,38 @@ mod tests {
         {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(content).unwrap();
-            assert_ne!(look(&file).unwrap(), Inside::Container, "{content:?}");
-            assert_ne!(look(&file).unwrap(), Inside::VirtualMachine, "{content:?}");
+            let inside = look(&file, &|| true).unwrap();
+            assert_ne!(inside, Inside::Container, "{content:?}");
+            assert_ne!(inside, Inside::VirtualMachine, "{content:?}");
+        }
+    }
+
+    /// A terabyte of zeros may follow an xz file by its format, and takes no room on the disk.
+    #[test]
+    fn what_unpacks_to_nothing_is_not_read_to_its_end() {
+        let pack = |program: &str| {
+            let packed = Command::new(program).arg("-c").stdin(Stdio::null()).output().unwrap();
+            assert!(packed.status.success(), "{program}");
+            packed.stdout
+        };
+        let xz = tempfile::tempfile().unwrap();
+        (&xz).write_all(&pack("xz")).unwrap();
+        xz.set_len(1 << 40).unwrap();
+        let gzip = tempfile::tempfile().unwrap();
+        (&gzip).write_all(&pack("gzip").repeat(1 << 21)).unwrap();
+        assert!(gzip.metadata().unwrap().len() > MAX_READ);
+        for file in [xz, gzip] {
+            let reads = std::cell::Cell::new(0);
+            let count = || {
+                reads.set(reads.get() + 1);
+                true
+            };
+            assert_eq!(look(&file, &count).unwrap(), Inside::Unknown);
+            assert!(reads.get() <= MAX_READ / 4096, "{} reads", reads.get());
+            assert_eq!(
+                look(&file, &|| reads.replace(reads.get() + 1) == 0).unwrap(),
+                Inside::Unknown
+            );
         }
     }
 }

@@ -2,6 +2,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
 
+use super::together::MOST;
 use super::*;
 use crate::{Digest, entry, scan};
 
@@ -38,17 +39,17 @@ impl Site {
     fn order<T>(
         &self,
         of: &[(&str, Plan)],
-        stop: bool,
+        cache: &HashCache,
+        go_on: &dyn Fn() -> bool,
         between: &dyn Fn(&Crew),
         hash: impl FnOnce(&[Order<'_>]) -> T,
     ) -> T {
-        let (cache, bytes) = (HashCache::default(), AtomicU64::new(0));
+        let (attempt, bytes) = (Attempt::begin(), AtomicU64::new(0));
         let tree = Place::Tree(self.tree.clone());
-        let (attempt, go_on) = (Attempt::begin(), || !stop);
         let context = Context {
-            cache: &cache,
+            cache,
             attempt: &attempt,
-            go_on: &go_on,
+            go_on,
             bytes: &bytes,
             seen_to: false,
             begins: &|_| {},
@@ -61,7 +62,8 @@ impl Site {
     /// Hashes the version at [`VERSION`] as it is now, with `between` between two chunks.
     fn hash(&self, stop: bool, between: &dyn Fn(&Crew)) -> Outcome {
         let of = [(VERSION, self.plan(VERSION))];
-        self.order(&of, stop, between, |orders| hash(orders[0], &mut Buffer::default()))
+        let (cache, go_on) = (HashCache::default(), || !stop);
+        self.order(&of, &cache, &go_on, between, |orders| hash(orders[0], &mut Buffer::default()))
     }
 }
 
@@ -93,60 +95,111 @@ fn a_small_file_is_not_taken_for_whole_when_told_to_stop() {
     assert!(matches!(outcome, Outcome::Stopped), "{outcome:?}");
 }
 
-/// Versions of every size, some of which cannot be listed, come to what each of them comes to by itself.
+/// Versions of every size, of which some cannot be listed, and their plans.
+fn small_versions(site: &Site) -> Vec<(String, Plan)> {
+    let path = |n: usize| format!("images/a/{n}/amd64/default/20240101");
+    for n in 0..MOST {
+        // The first is empty.
+        site.version(&path(n), "disk.qcow2", &vec![n as u8; n * n * 501]);
+    }
+    let write = |n, name: &str, content: &[u8]| {
+        fs::write(site.dir.path().join(path(n)).join(name), content).unwrap();
+    };
+    // Two metadata make three lanes, and equal ones two.
+    write(3, "incus.tar.xz", b"another metadata");
+    write(4, "incus.tar.xz", b"metadata");
+    // More than one root.
+    write(5, "rootfs.squashfs", b"a root");
+    // One that is cut short: a gzip that ends within its stream.
+    write(6, "rootfs.squashfs", b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc");
+    let versions: Vec<_> = (0..MOST).map(|n| (path(n), site.plan(&path(n)))).collect();
+    assert!(versions.iter().all(|(_, plan)| is_small(plan)));
+    // Changed after it was looked at, and gone.
+    write(9, "disk.qcow2", b"another root");
+    fs::remove_file(site.dir.path().join(path(10)).join("disk.qcow2")).unwrap();
+    versions
+}
+
 #[test]
 fn small_versions_together_are_what_each_is_alone() {
     let site = Site::new();
-    let mut paths: Vec<String> =
-        (0..MOST).map(|n| format!("images/a/{n}/amd64/default/20240101")).collect();
-    for (n, path) in paths.iter().enumerate() {
-        site.version(path, "disk.qcow2", &vec![n as u8; n * n * 501]);
-    }
-    let at = |n: usize, name: &str| site.dir.path().join(&paths[n]).join(name);
-    // Two metadata make three lanes, and equal ones two.
-    fs::write(at(3, "incus.tar.xz"), "another metadata").unwrap();
-    fs::write(at(4, "incus.tar.xz"), "metadata").unwrap();
-    // More than one root.
-    fs::write(at(5, "rootfs.squashfs"), "a root").unwrap();
-    // One that is cut short: a gzip that ends within its stream.
-    fs::write(at(6, "rootfs.squashfs"), b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc").unwrap();
-    // A promise that is broken, and one that is kept.
-    for (n, root) in [(7, vec![0; 7 * 7 * 501]), (8, vec![8; 8 * 8 * 501])] {
-        let (metadata, root) = (Digest::of(b"metadata"), Digest::of(&root));
-        let promise = format!("{metadata}  lxd.tar.xz\n{root}  disk.qcow2\n");
-        fs::write(at(n, "SHA256SUMS"), promise).unwrap();
-    }
-    let plans: Vec<_> = paths.drain(..).map(|path| (site.plan(&path), path)).collect();
-    let of: Vec<_> = plans.iter().map(|(plan, path)| (&**path, plan.clone())).collect();
-    assert!(of.iter().all(|(_, plan)| is_small(plan)));
-    // Changed after it was looked at, and gone.
-    for (n, change) in [(9, Some("another root")), (10, None)] {
-        let disk = site.dir.path().join(of[n].0).join("disk.qcow2");
-        match change {
-            Some(content) => fs::write(disk, content).unwrap(),
-            None => fs::remove_file(disk).unwrap(),
-        }
-    }
+    let versions = small_versions(&site);
+    let of: Vec<_> = versions.iter().map(|(path, plan)| (&**path, plan.clone())).collect();
     // Each with a cache of its own.
     let mut buffer = Buffer::default();
     let mut one = |orders: &[Order<'_>]| hash(orders[0], &mut buffer);
-    let alone: Vec<_> = of.chunks(1).map(|of| site.order(of, false, &|_| {}, &mut one)).collect();
-    let together = site.order(&of, false, &|_| {}, |orders| hash_together(orders, &mut buffer));
-    assert_eq!(format!("{alone:?}"), format!("{together:?}"));
-    for (n, outcome) in together.iter().enumerate() {
+    let mut alone = |of| site.order(of, &HashCache::default(), &|| true, &|_| {}, &mut one);
+    let alone: Vec<_> = of.chunks(1).map(&mut alone).collect();
+    let cache = HashCache::default();
+    let together = |orders: &[Order<'_>]| hash_together(orders, &mut Buffer::default());
+    let outcomes = site.order(&of, &cache, &|| true, &|_| {}, together);
+    assert_eq!(format!("{alone:?}"), format!("{outcomes:?}"));
+    for (n, outcome) in outcomes.iter().enumerate() {
+        let (path, plan) = &of[n];
         let is_expected = match n {
-            // The first is empty.
-            0 | 6 | 7 => matches!(outcome, Outcome::Broken(_)),
+            0 | 6 => matches!(outcome, Outcome::Broken(_)),
             9 | 10 => matches!(outcome, Outcome::Changed),
             _ => matches!(outcome, Outcome::Hashed(_)),
         };
         assert!(is_expected, "{n}: {outcome:?}");
+        match outcome {
+            Outcome::Hashed(hashes) => {
+                assert_eq!(cached(path, plan, &cache).as_ref(), Some(hashes))
+            }
+            _ => assert_eq!(cached(path, plan, &cache), None),
+        }
     }
-    let Outcome::Hashed(hashes) = &together[15] else { unreachable!() };
+    let Outcome::Hashed(hashes) = &outcomes[15] else { unreachable!() };
     let root = vec![15; 15 * 15 * 501];
     let combined = Digest::of(&[b"metadata", &root[..]].concat());
     assert_eq!(hashes.files.get("disk.qcow2"), Some(&Digest::of(&root)));
     assert!(hashes.pairs.values().eq([&combined]), "{hashes:?}");
-    let stopped = site.order(&of, true, &|_| {}, |orders| hash_together(orders, &mut buffer));
-    assert!(stopped.iter().all(|outcome| !matches!(outcome, Outcome::Hashed(_))), "{stopped:?}");
+}
+
+/// What takes longer than some bytes to read and hash is not among them.
+#[test]
+fn what_others_would_wait_for_is_not_small() {
+    let site = Site::new();
+    let version = site.version(VERSION, "disk.qcow2", b"a root");
+    assert!(is_small(&site.plan(VERSION)));
+    let not_small = |name: &str, content: &[u8]| {
+        fs::write(version.join(name), content).unwrap();
+        assert!(!is_small(&site.plan(VERSION)), "{name}");
+        fs::remove_file(version.join(name)).unwrap();
+    };
+    not_small("SHA256SUMS", b"");
+    not_small("incus_combined.tar.gz", b"");
+    not_small("rootfs.squashfs", &vec![0; CHUNK + 1]);
+    fs::hard_link(version.join("disk.qcow2"), site.dir.path().join("another name")).unwrap();
+    assert!(!is_small(&site.plan(VERSION)));
+}
+
+/// Told to stop, or one that panics, in the middle: every version has one outcome.
+#[test]
+fn what_ends_small_versions_early_is_told_of_each() {
+    let site = Site::new();
+    let versions = small_versions(&site);
+    let of: Vec<_> = versions.iter().map(|(path, plan)| (&**path, plan.clone())).collect();
+    let count =
+        |outcomes: &[Outcome], is: fn(&Outcome) -> bool| outcomes.iter().filter(|o| is(o)).count();
+    let after = |calls: usize, then: &dyn Fn() -> bool| {
+        let left = Cell::new(calls);
+        let go_on = || left.get() == 0 && then() || left.replace(left.get().saturating_sub(1)) > 0;
+        let together = |orders: &[Order<'_>]| hash_together(orders, &mut Buffer::default());
+        site.order(&of, &HashCache::default(), &go_on, &|_| {}, together)
+    };
+    let is_stopped: fn(&Outcome) -> bool = |outcome| matches!(outcome, Outcome::Stopped);
+    for calls in [0, 5, 20, 40] {
+        let outcomes = after(calls, &|| false);
+        assert_eq!(outcomes.len(), MOST);
+        let stopped = count(&outcomes, is_stopped);
+        assert!(stopped > 0 && (calls > 0 || stopped == MOST), "{calls}: {outcomes:?}");
+    }
+    let panics = Cell::new(true);
+    let outcomes = after(20, &|| if panics.replace(false) { panic!("on purpose") } else { true });
+    assert_eq!((outcomes.len(), panics.get()), (MOST, false));
+    let is_software: fn(&Outcome) -> bool =
+        |o| matches!(o, Outcome::Broken(problem) if problem.reason.contains("this software"));
+    assert_eq!(count(&outcomes, is_software), 1, "{outcomes:?}");
+    assert_eq!(count(&outcomes, |outcome| matches!(outcome, Outcome::Hashed(_))), MOST - 5);
 }

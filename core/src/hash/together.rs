@@ -1,26 +1,42 @@
 //! Small versions, several at once.
 //!
-//! Hashing is the main cost of a tree that is new, and a processor may take sixteen lanes further in little
-//! more time than one (see [`sha256::update_each`]): small versions have two each, so that eight of them
-//! are read before all are hashed.
+//! Hashing is the main cost of a tree that is new, and a processor may take sixteen lanes further in less time
+//! than eight pairs of them one after the other (see [`sha256::update_each`]). Small versions have two lanes
+//! each, and as many of them are read, as fit, before all are hashed.
 
 use std::ops::Range;
 
 use super::findings::Reading;
-use super::{Buffer, CHUNK, Failure, Findings, Order, Outcome, ROUNDS, Version, take_in};
+use super::{
+    Buffer, CHUNK, Failure, Findings, Order, Outcome, ROUNDS, Version, failure, guarded, take_in,
+};
 use crate::entry::Plan;
 use crate::sha256;
 use crate::tree::join;
 
-/// Versions at once: lanes of different length make room for each other.
-pub const MOST: usize = 16;
+/// Versions at once, where it pays: lanes of different length make room for each other.
+pub(super) const MOST: usize = 16;
 
 /// Their files together, in bytes: what was read should be in the processor's cache still when it is hashed.
 pub const MOST_BYTES: u64 = 1 << 20;
 
-/// Whether a version can be hashed together with others.
+/// Files of one of them: others should not wait for a thousand.
+const MOST_FILES: usize = 8;
+
+/// How many versions should be hashed at once on this processor.
+pub fn most() -> usize {
+    if sha256::has_many() { MOST } else { 1 }
+}
+
+/// Whether a version can be hashed together with others: they all are done when the last one is, so that what
+/// takes longer than to read and hash some bytes is done by itself. So is a file that has several names, of which
+/// another may be here too: the second time, the cache knows it.
 pub fn is_small(plan: &Plan) -> bool {
-    plan.bytes() <= MOST_BYTES && plan.files().all(|file| file.stamp.size <= CHUNK as u64)
+    plan.bytes() <= MOST_BYTES
+        && plan.unified.is_empty()
+        && plan.sums.is_none()
+        && plan.files().count() <= MOST_FILES
+        && plan.files().all(|file| file.stamp.size <= CHUNK as u64 && file.links == 1)
 }
 
 /// A version on its way.
@@ -36,9 +52,9 @@ impl State<'_> {
     }
 }
 
-/// Hashes versions that [are small](is_small), as [`hash`](super::hash) does each.
+/// Hashes versions of one tree that [are small](is_small), as [`hash`](super::hash) does each.
 pub fn hash_together(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> {
-    let mut states: Vec<_> = orders.iter().map(|order| begin(*order)).collect();
+    let mut states: Vec<_> = begin(orders);
     for round in ROUNDS {
         buffer.clear();
         let mut readings = Vec::new();
@@ -46,14 +62,15 @@ pub fn hash_together(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> 
             let State::Reads(version, findings) = &*state else {
                 continue;
             };
-            let taken_in: Result<Vec<_>, Failure> = round(findings, version.plan)
-                .into_iter()
-                .map(|reading| {
+            let taken_in = guarded(version.path, || {
+                let mut taken_in = Vec::new();
+                for reading in round(findings, version.plan) {
                     let path = join(version.path, &reading.file.name);
                     let content = take_in(version, &path, reading.file, buffer)?;
-                    Ok((number, reading, content))
-                })
-                .collect();
+                    taken_in.push((number, reading, content));
+                }
+                Ok(taken_in)
+            });
             match taken_in {
                 Ok(taken_in) => readings.extend(taken_in),
                 Err(failure) => state.fail(failure),
@@ -79,14 +96,24 @@ pub fn hash_together(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> 
     states.into_iter().map(end).collect()
 }
 
-fn begin(order: Order<'_>) -> State<'_> {
-    match Version::open(order) {
-        Ok(version) => match version.known() {
+fn begin<'a>(orders: &[Order<'a>]) -> Vec<State<'a>> {
+    // One for all, for each is a descriptor.
+    let anchor = orders.first().map(|order| order.tree.anchor());
+    let begun = orders.iter().map(|order| {
+        let version = match &anchor {
+            Some(Ok(anchor)) => Version::begin(*order, anchor.clone())?,
+            Some(Err(err)) => return Err(failure(order.path, err)),
+            None => return Err(Failure::Stopped),
+        };
+        if !(order.context.go_on)() {
+            return Err(Failure::Stopped);
+        }
+        Ok(match version.known() {
             Some(hashes) => State::Done(version.keep_promise(hashes).into()),
             None => State::Reads(version, Findings::default()),
-        },
-        Err(failure) => State::Done(Err(failure).into()),
-    }
+        })
+    });
+    begun.map(|state| state.unwrap_or_else(|failure| State::Done(Err(failure).into()))).collect()
 }
 
 fn end(state: State<'_>) -> Outcome {

@@ -39,6 +39,8 @@ struct Waiting {
     idle: usize,
     /// The relief waits for somebody to have something to do.
     relief_dozes: bool,
+    /// The relief found that nobody had come forward.
+    stands_still: bool,
     /// The relief's last task was a job.
     had_job: bool,
     closed: bool,
@@ -46,9 +48,8 @@ struct Waiting {
 
 /// What a thread is to do.
 pub(super) enum Task {
-    Hash(Priority, Box<Job>),
-    /// All of them are small.
-    HashTogether(Vec<(Priority, Job)>),
+    /// One version, or several of one tree that are small.
+    Hash(Vec<(Priority, Job)>),
     /// The thread has joined it, or taken it over.
     Help(Arc<Crew>),
 }
@@ -131,8 +132,8 @@ impl Desk {
             if waiting.closed {
                 return None;
             }
-            if let Some(task) = waiting.first(self.threads) {
-                return Some(task);
+            if let Some(jobs) = waiting.first(self.threads, hash::most()) {
+                return Some(Task::Hash(jobs));
             }
             let joins = |crew: &Arc<Crew>| crew.size() >= LARGE && crew.join();
             if let Some(crew) = waiting.crews.iter().filter_map(Weak::upgrade).find(joins) {
@@ -154,6 +155,7 @@ impl Desk {
             }
             if waiting.jobs.is_empty() && waiting.idle == self.threads {
                 waiting.relief_dozes = true;
+                waiting.stands_still = false;
                 waiting = self.busy.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -164,7 +166,8 @@ impl Desk {
                 .wait_timeout_while(waiting, STANDSTILL, goes_on)
                 .unwrap_or_else(PoisonError::into_inner);
             waiting = after;
-            if self.steps.load(Ordering::Relaxed) == before
+            waiting.stands_still = self.steps.load(Ordering::Relaxed) == before;
+            if waiting.stands_still
                 && let Some(task) = waiting.for_relief()
             {
                 return Some(task);
@@ -198,27 +201,26 @@ impl Desk {
 }
 
 impl Waiting {
-    /// The first job, and those behind it that can be hashed together with it, as many as are this
-    /// thread's share of what waits.
-    fn first(&mut self, threads: usize) -> Option<Task> {
-        let share = self.jobs.len().div_ceil(threads).min(hash::MOST);
-        let mut room = hash::MOST_BYTES;
-        let mut together = Vec::new();
-        while together.len() < share
-            && let Some(first) = self.jobs.first_entry()
-            && let Some(left) = room.checked_sub(first.get().plan.bytes())
-            && hash::is_small(&first.get().plan)
+    /// The first job, and those behind it that can be hashed together with it: at most `most`, and no more
+    /// than one thread's share of what waits. While nobody comes forward, each is left to whoever does.
+    fn first(&mut self, threads: usize, most: usize) -> Option<Vec<(Priority, Job)>> {
+        let share = if self.stands_still { 1 } else { self.jobs.len().div_ceil(threads).min(most) };
+        let ((priority, _), job) = self.jobs.pop_first()?;
+        let is_small = hash::is_small(&job.plan);
+        let mut room = hash::MOST_BYTES.saturating_sub(job.plan.bytes());
+        let mut jobs = vec![(priority, job)];
+        while is_small
+            && jobs.len() < share
+            && let Some(next) = self.jobs.first_entry()
+            && let Some(left) = room.checked_sub(next.get().plan.bytes())
+            && hash::is_small(&next.get().plan)
+            && next.get().tree.is_of(&jobs[0].1.tree)
         {
-            let ((priority, _), job) = first.remove_entry();
-            together.push((priority, job));
+            let ((priority, _), job) = next.remove_entry();
+            jobs.push((priority, job));
             room = left;
         }
-        if together.len() > 1 {
-            return Some(Task::HashTogether(together));
-        }
-        let alone = together.pop();
-        let first = || self.jobs.pop_first().map(|((priority, _), job)| (priority, job));
-        alone.or_else(first).map(|(priority, job)| Task::Hash(priority, Box::new(job)))
+        Some(jobs)
     }
 
     /// What nobody comes forward with: in turn a file that is being hashed, and a small version.
@@ -234,7 +236,7 @@ impl Waiting {
             return crew.upgrade().map(Task::Help);
         }
         self.had_job = true;
-        self.small_job().map(|(priority, job)| Task::Hash(priority, Box::new(job)))
+        self.small_job().map(|job| Task::Hash(vec![job]))
     }
 
     /// A large one is begun by those who go on with it.
@@ -243,5 +245,69 @@ impl Waiting {
         let (key, _) = self.jobs.iter().take(LOOKED_AT).find(small)?;
         let key = key.clone();
         self.jobs.remove(&key).map(|job| (key.0, job))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Attempt;
+    use crate::entry::Plan;
+    use crate::kind::Root;
+    use crate::scan::FoundFile;
+    use crate::tree::{Place, Stamp, Tree};
+
+    const SMALL: u64 = 100_000;
+
+    /// Those of the root `tree` with roots of so many bytes, in this order.
+    fn waiting(jobs: &[(&str, u64)]) -> Waiting {
+        let mut waiting = Waiting::default();
+        for (number, (tree, size)) in jobs.iter().enumerate() {
+            let file = tempfile::tempfile().unwrap();
+            let stamp = Stamp { size: *size, ..Stamp::of(&file.metadata().unwrap()) };
+            let mut plan = Plan::default();
+            let file = FoundFile::new("rootfs.squashfs".to_owned(), stamp, 1);
+            plan.roots.insert(Root::Squashfs, Arc::new(file));
+            let job = Job {
+                tree: Place::Tree(Tree::new(std::path::Path::new(tree))),
+                path: number.to_string().into(),
+                plan: Arc::new(plan),
+                attempt: Arc::new(Attempt::begin()),
+                gauges: Arc::default(),
+                seen_to: false,
+                done: Box::new(|_| {}),
+            };
+            let priority = Priority { older: false, version: std::cmp::Reverse("1".to_owned()) };
+            waiting.jobs.insert((priority, number as u64), job);
+        }
+        waiting
+    }
+
+    /// The paths of the jobs that one of so many threads is given, again and again.
+    fn given(mut waiting: Waiting, threads: usize, most: usize) -> Vec<String> {
+        let path = |(_, job): &(_, Job)| job.path.to_string();
+        std::iter::from_fn(|| waiting.first(threads, most))
+            .map(|jobs| jobs.iter().map(path).collect::<Vec<_>>().join(" "))
+            .collect()
+    }
+
+    #[test]
+    fn small_ones_of_one_tree_go_together_in_their_order() {
+        let of_a = |number| vec![("/a", SMALL); number];
+        assert_eq!(given(waiting(&of_a(5)), 1, 4), ["0 1 2 3", "4"]);
+        assert_eq!(given(waiting(&of_a(5)), 2, 16), ["0 1 2", "3", "4"], "a share of what waits");
+        assert_eq!(given(waiting(&of_a(3)), 1, 1), ["0", "1", "2"], "where it does not pay");
+        let all = given(waiting(&of_a(25)), 1, 16);
+        assert_eq!(all[0], "0 1 2 3 4 5 6 7 8 9", "a mebibyte");
+        assert_eq!(all.join(" ").split(' ').count(), 25);
+        let mixed = [("/a", 1), ("/a", 1 << 30), ("/a", 1), ("/a", 2), ("/b", 1), ("/b", 1)];
+        assert_eq!(given(waiting(&mixed), 1, 16), ["0", "1", "2 3", "4 5"]);
+    }
+
+    #[test]
+    fn while_nobody_comes_forward_each_is_left_to_whoever_does() {
+        let mut waiting = waiting(&[("/a", 1), ("/a", 1)]);
+        waiting.stands_still = true;
+        assert_eq!(given(waiting, 1, 16), ["0", "1"]);
     }
 }
