@@ -72,6 +72,40 @@ fn every_flipped_bit_and_every_cut_is_noticed() {
     assert!(Snapshot::from_bytes([&good[..], b"x"].concat()).is_err(), "longer");
 }
 
+/// A file is read in pieces: damage shows in each of them, and at every border.
+#[test]
+fn a_file_of_several_pieces_is_checked_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.snapshot");
+    let text: String = (0..130_000).map(|n| format!("{n} ")).collect();
+    let good = encoded(&text, &Lineage::default(), 1);
+    assert!(good.len() > 5 << 18);
+    let open = |bytes: &[u8]| {
+        fs::remove_file(&path).ok();
+        snapshot::write_file(&path, bytes).unwrap();
+        Snapshot::open(&path)
+    };
+    assert_eq!(
+        open(&good).unwrap().document("images.json").unwrap().identity.bytes.len(),
+        12 + text.len()
+    );
+    let borders = (0..=good.len()).step_by(1 << 18).chain([40, good.len()]);
+    for border in borders {
+        for at in border.saturating_sub(1)..(border + 2).min(good.len()) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(open(&bad).is_err(), "byte {at}");
+            assert!(open(&good[..at]).is_err(), "cut at {at}");
+        }
+    }
+    assert!(open(&[&good[..], b"x"].concat()).is_err(), "longer");
+    for end in [0, 39, 40, good.len() as u64 - 1, good.len() as u64, 1 << 40, u64::MAX] {
+        let mut bad = good.clone();
+        bad[16..24].copy_from_slice(&end.to_le_bytes());
+        assert!(open(&bad).is_err(), "a head at {end}");
+    }
+}
+
 #[test]
 fn a_newer_layout_is_named() {
     let mut newer = encoded("x", &Lineage::default(), 1);
