@@ -15,7 +15,7 @@ import trees
 from report import mebibytes, seconds
 from server import Nginx, free_port
 
-VERSIONS, SIZE, CHANGES = 40000, 1024, 20
+VERSIONS, SIZE, CHANGES, RESTARTS = 40000, 1024, 20, 5
 PAUSE = 0.1
 MIB = 1 << 20
 
@@ -100,42 +100,52 @@ def python_seconds(work, tree):
 
 
 def restart(directory, body, port, tree, state, served, python, report):
-    """Rows of a start with nothing hashed: first answer, and when what is on disk is known.
+    """Rows of starts with nothing hashed: first answer, and when what is on disk is known.
 
     A version that came while nginx was stopped tells when the whole tree has been looked at. Before,
     `served` was the tag of the list.
     """
-    versions, path = f"images/{trees.product(1)}", "/streams/v1/images.json"
-    trees.add_version(tree / versions / "20250102_0000", SIZE)
-    time.sleep(2.5)
-    begun = time.monotonic()
-    with Nginx(directory / "nginx", body) as nginx:
-        while nginx.fetch(port, "/streams/v1/index.json") is None:
-            time.sleep(0.0005)
-        first = time.monotonic() - begun
-        # Whoever asks again and again, for forty megabytes even, takes the time that is measured.
-        while True:
-            announced = live(state)
-            if nginx.tag(port, path) == served:
-                while live(state) == announced:
-                    if time.monotonic() > begun + 120:
-                        raise SystemExit("not current after 120 s")
-                    time.sleep(0.003)
-                nginx.wait_for(lambda: nginx.tag(port, path) != served)
-            current = time.monotonic() - begun
-            served = nginx.tag(port, path)
-            if b"20250102_0000" in nginx.fetch(port, path):
-                break
-        [builder] = nginx.family("cache manager process")
-        read = int(open(f"/proc/{builder}/io").readline().split()[1])
+    firsts, currents, peaks, read = [], [], [], 0
+    path = "/streams/v1/images.json"
+    for number in range(RESTARTS):
+        name = f"20250102_{number:04}"
+        trees.add_version(tree / f"images/{trees.product(number * 997 + 1)}/{name}", SIZE)
+        time.sleep(2.5)
+        begun = time.monotonic()
+        with Nginx(directory / "nginx", body) as nginx:
+            while nginx.fetch(port, "/streams/v1/index.json") is None:
+                time.sleep(0.0005)
+            firsts.append(time.monotonic() - begun)
+            # Whoever asks again and again, for forty megabytes even, takes the time that is measured.
+            while True:
+                announced = live(state)
+                if nginx.tag(port, path) == served:
+                    while live(state) == announced:
+                        if time.monotonic() > begun + 120:
+                            raise SystemExit("not current after 120 s")
+                        time.sleep(0.003)
+                    nginx.wait_for(lambda: nginx.tag(port, path) != served)
+                current = time.monotonic() - begun
+                served = nginx.tag(port, path)
+                if name.encode() in nginx.fetch(port, path):
+                    break
+            currents.append(current)
+            [builder] = nginx.family("cache manager process")
+            read = max(read, int(open(f"/proc/{builder}/io").readline().split()[1]))
+            time.sleep(1)
+            peaks.append(process.peak(builder))
+    first, current = statistics.median(firsts), statistics.median(currents)
+    told = lambda times: f"{seconds(statistics.median(times))} ({seconds(min(times))}–{seconds(max(times))})"
     to_python = [] if python is None else [
         ["the same to the Python tool's update", f"{current / python:.4f}",
          report.verdict("warm start to the Python tool", current / python, 0.03)]]
     return [
-        ["start of nginx to first answer", seconds(first),
+        [f"start of nginx to first answer, median of {RESTARTS}", told(firsts),
          report.verdict("first answer in ms", first * 1e3, 50)],
-        ["start of nginx until all is current", seconds(current),
+        [f"start of nginx until all is current, median of {RESTARTS}", told(currents),
          report.verdict("warm start in s", current, 1)],
         *to_python,
+        ["the builder's peak in such a start, at most", mebibytes(max(peaks)),
+         report.verdict("builder at a restart, peak MiB", max(peaks) / MIB, 150)],
         ["bytes that the builder read since its start", mebibytes(read), ""],
     ]
