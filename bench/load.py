@@ -54,6 +54,28 @@ def run(url, seconds, connections, headers=(), head=False, cpus=None):
     return rate, requests, float(slowest[1]) * UNITS[slowest[2]]
 
 
+def shares(pid, url, seconds, connections, headers=(), head=False, cpus=None):
+    """Parts of the worker's time during a load, by what it is spent in; None where perf does not work."""
+    kinds = {"kernel": "kernel", "libcrypto": "cipher", "libssl": "cipher", "libc": "libc", "nginx": "nginx",
+             "libngx_http_simplestreams": "module"}
+    with tempfile.NamedTemporaryFile(suffix=".perf") as data:
+        # It ends with the load, a little after it.
+        recording = subprocess.Popen(
+            ["perf", "record", "-q", "-F", "2000", "-p", str(pid), "-o", data.name, "--", "sleep", str(seconds)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run(url, seconds, connections, headers, head, cpus)
+        if recording.wait() != 0:
+            return None
+        text = subprocess.run(["perf", "report", "-i", data.name, "--stdio", "-q", "--sort", "dso"],
+                              capture_output=True, text=True).stdout
+    found = dict.fromkeys(kinds.values(), 0.0)
+    for part, place in re.findall(r"^ *([\d.]+)% +\[?(\S+?)\]? *$", text, re.MULTILINE):
+        kind = next((kind for begin, kind in kinds.items() if place.startswith(begin)), None)
+        if kind:
+            found[kind] += float(part)
+    return found if found["kernel"] else None
+
+
 def paced(url, seconds, connections, each, cpus=None):
     """As `run`, with `each` requests per second and connection: what is left of the machine stays free."""
     pin = ["taskset", "-c", cpus] if cpus else []

@@ -10,6 +10,7 @@ Where even that is not faster than the rival by the target's factor, no content 
 """
 
 import gzip
+import shutil
 import statistics
 import subprocess
 
@@ -66,18 +67,27 @@ def run(work, report):
     with Nginx(directory, http, main=main) as nginx:
         compressed = copy_documents(nginx, ports, directory, report)
         [worker] = nginx.family("worker process")
-        rows, tls_rows = [], []
+        rows, tls_rows, time_rows = [], [], []
         for versions, _ in SIZES:
             for document, kind in cells(versions):
                 for tls in (False, True):
                     row = cell(nginx, worker, ports, versions, document, kind, tls, cpus, report)
                     (tls_rows if tls else rows).append(row)
+        if shutil.which("perf"):
+            time_rows = [row for tls in (False, True) for document, kind in cells(3000)
+                         for row in where_time_goes(worker, ports, document, kind, tls, cpus)]
     header = ["versions", "document", "request", "ours/s", "files/s", "ratio (least–most)",
               "p99 ratio (least–most)", "CPU ratio", "least nginx can", ""]
     for name, target, found in (("plain", PLAIN, rows), ("TLS 1.3", TLS, tls_rows)):
         report.title(f"Serving, {name}: against files, to reach {target:.1f} ×", __doc__.strip()
                      if name == "plain" else "The same over TLS 1.3, connections kept.")
         report.table(header, found)
+    if time_rows:
+        report.title("Where the worker's time goes, 3,000 versions, in percent",
+                     "By perf. What is kernel and cipher no handler of contents can save but by other system "
+                     "calls; \"libc\" is copying, for the most part.")
+        report.table(["document", "request", "over", "side", "kernel", "cipher", "libc", "nginx", "module"],
+                     time_rows)
     report.title("Bytes of images.json with gzip: against gzip -9, to reach 1.0 ×")
     report.table(["versions", "ours", "gzip -9", "ratio", ""], compressed)
 
@@ -110,15 +120,32 @@ def copy_documents(nginx, ports, directory, report):
     return rows
 
 
+def url_of(ports, side, versions, document, tls):
+    plain, secure = ports[side, versions]
+    where = f"https://127.0.0.1:{secure}" if tls else f"http://127.0.0.1:{plain}"
+    return f"{where}/streams/v1/{document}.json"
+
+
+def is_large(document, versions, kind):
+    """Large bodies from few connections, or nothing is measured but queues."""
+    return document == "images" and versions >= 3000 and kind in ("identity", "gzip")
+
+
+def where_time_goes(worker, ports, document, kind, tls, cpus):
+    for side in ("ours", "files"):
+        url = url_of(ports, side, 3000, document, tls)
+        parts = load.shares(worker, url, TURN, 4 if is_large(document, 3000, kind) else 16,
+                            headers(url, kind, side), kind == "HEAD", cpus and cpus.load)
+        if parts:
+            yield [document, kind, "TLS" if tls else "plain", side, *(f"{part:.0f}" for part in parts.values())]
+
+
 def cell(nginx, worker, ports, versions, document, kind, tls, cpus, report):
-    path = f"/streams/v1/{document}.json"
     sides = []
     for name in ("ours", "files", "files, tcp_nopush", "least"):
-        plain, secure = ports[name, versions]
-        url = f"https://127.0.0.1:{secure}{path}" if tls else f"http://127.0.0.1:{plain}{path}"
+        url = url_of(ports, name, versions, document, tls)
         sides.append(load.Side(name, url, headers(url, kind, name)))
-    # Large bodies from few connections, or nothing is measured but queues.
-    large = document == "images" and versions >= 3000 and kind in ("identity", "gzip")
+    large = is_large(document, versions, kind)
     load.alternate(sides, ROUNDS, worker, seconds=LARGE_TURN if large else TURN,
                    connections=4 if large else 16, head=kind == "HEAD", cpus=cpus and cpus.load)
     ours, *files, least = sides

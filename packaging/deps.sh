@@ -22,7 +22,7 @@ test=(bindfs incus-base incus-client jq libnginx-mod-http-geoip lxd lxd-client o
 # nginx's own tests load every module that this nginx was built to load.
 proof=(libnginx-mod-{http-{geoip,image-filter,perl,xslt-filter},mail,stream,stream-geoip}
     libcryptx-perl libfcgi-perl libio-socket-ssl-perl perl valgrind wrk)
-bench=(apache2-utils curl incus-extra nghttp2-client openssl util-linux wrk)
+bench=(apache2-utils curl incus-extra linux-perf nghttp2-client openssl util-linux wrk)
 package=(buildah busybox-static debian-archive-keyring mmdebstrap podman runc squashfs-tools xz-utils)
 services=(nginx nginx-common openssh-server lxd incus-base)
 
