@@ -80,7 +80,7 @@ def for_one_client(nginx, port, directory, others):
             del version["items"][others]
     text = json.dumps(images, separators=(",", ":")).encode()
     (streams / "images.json").write_bytes(text)
-    # As ours is sent.
+    # As ours is sent, where that matters.
     (streams / "images.json.gz").write_bytes(gzip.compress(text))
 
 

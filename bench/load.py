@@ -68,11 +68,10 @@ def shares(pid, url, seconds, connections, headers=(), head=False, cpus=None):
             return None
         text = subprocess.run(["perf", "report", "-i", data.name, "--stdio", "-q", "--sort", "dso"],
                               capture_output=True, text=True).stdout
-    found = dict.fromkeys(kinds.values(), 0.0)
+    found = dict.fromkeys([*kinds.values(), "other"], 0.0)
     for part, place in re.findall(r"^ *([\d.]+)% +\[?(\S+?)\]? *$", text, re.MULTILINE):
-        kind = next((kind for begin, kind in kinds.items() if place.startswith(begin)), None)
-        if kind:
-            found[kind] += float(part)
+        kind = next((kind for begin, kind in kinds.items() if place.startswith(begin)), "other")
+        found[kind] += float(part)
     return found if found["kernel"] else None
 
 

@@ -30,7 +30,7 @@ pub use self::buffer::Buffer;
 pub(crate) use self::crew::Crew;
 use self::findings::{Findings, ROUNDS};
 use self::source::{CHUNK, Source};
-pub use self::together::{MOST_BYTES, hash_together, is_small, most};
+pub use self::together::{LEAST, MOST_BYTES, hash_together, is_small, most};
 
 /// Files from this size on are worth the help of another thread, in bytes.
 pub(crate) const LARGE: u64 = 4 << 20;
@@ -170,9 +170,6 @@ impl<'a> Version<'a> {
     ) -> Result<Self, Failure> {
         for file in plan.unified.values() {
             look_inside(&anchor, path, file, plan.doubtful, context.go_on)?;
-            if !(context.go_on)() {
-                return Err(Failure::Stopped);
-            }
         }
         // What does not keep a promise is not listed, and nobody would look at it again.
         let context = Context { seen_to: context.seen_to && plan.sums.is_none(), ..context };
@@ -219,6 +216,10 @@ fn look_inside(
     let path = join(directory, &found.name);
     let file = open(anchor, &path, found)?;
     let inside = unified::look(&file, go_on).map_err(|err| failure(&path, &err))?;
+    // Then it means nothing.
+    if !go_on() {
+        return Err(Failure::Stopped);
+    }
     let problem = |path: &str, reason, remedy| {
         Err(Failure::Broken(Problem::new(Path::new(path), reason, remedy)))
     };

@@ -98,8 +98,13 @@ impl Pool {
     ///
     /// When a thread cannot be had.
     pub fn spawn(threads: NonZeroUsize, prepare: Prepare) -> io::Result<Self> {
+        Self::start(threads, prepare, hash::most())
+    }
+
+    /// As [`spawn`](Self::spawn); `most` is how many small jobs a thread takes at once.
+    fn start(threads: NonZeroUsize, prepare: Prepare, most: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            desk: Desk::new(threads.get()),
+            desk: Desk::new(threads.get(), most),
             stop: AtomicBool::new(false),
             cache: HashCache::default(),
         });
@@ -256,7 +261,14 @@ fn carry_out_all(
     let go_on = || shared.goes_on(stepped);
     let orders: Vec<_> =
         jobs.iter().map(|(_, job)| shared.order(job, &go_on, &|_| {}, &|_| {})).collect();
-    let outcomes = hash::hash_together(&orders, buffer);
+    // What may fail by other people's code is a version's own failure there already.
+    let together = || hash::hash_together(&orders, buffer);
+    let Ok(outcomes) = catch_unwind(AssertUnwindSafe(together)) else {
+        for (priority, job) in jobs {
+            carry_out(shared, &priority, job, buffer, stepped);
+        }
+        return;
+    };
     for ((_, job), outcome) in jobs.into_iter().zip(outcomes) {
         (job.done)(outcome);
     }
@@ -299,5 +311,64 @@ fn become_polite(nice: i32, prepare: Option<fn()>) {
     }
     if let Some(prepare) = prepare {
         prepare();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Tree;
+    use crate::{Digest, entry, scan};
+    use std::fs;
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    /// Each job is told of its own version.
+    #[test]
+    fn small_jobs_taken_at_once_have_their_own_outcomes() {
+        static HELD_UP: Mutex<()> = Mutex::new(());
+        let held_up = HELD_UP.lock().unwrap();
+        let prepare = Prepare { threads: Some(|| drop(HELD_UP.lock())), relief: None };
+        let pool = Pool::start(NonZeroUsize::MIN, prepare, 16).unwrap();
+        let site = tempfile::tempdir().unwrap();
+        let tree = Tree::new(site.path());
+        let (sender, outcomes) = channel();
+        for number in 0..20 {
+            let path = format!("images/a/1/amd64/default/202401{number:02}");
+            let version = site.path().join(&path);
+            fs::create_dir_all(&version).unwrap();
+            fs::write(version.join("lxd.tar.xz"), "metadata").unwrap();
+            // One is empty.
+            fs::write(version.join("disk.qcow2"), "x".repeat(number)).unwrap();
+            let files = scan::files(&tree.anchor().unwrap(), &path, None).unwrap();
+            let (plan, _) = entry::plan(&path, &files.images);
+            let sender = sender.clone();
+            let job = Job {
+                tree: Place::Tree(tree.clone()),
+                path: path.into(),
+                plan: Arc::new(plan.unwrap()),
+                attempt: Arc::new(Attempt::begin()),
+                gauges: Arc::default(),
+                seen_to: false,
+                done: Box::new(move |outcome| sender.send((number, outcome)).unwrap()),
+            };
+            let version = std::cmp::Reverse("1".to_owned());
+            pool.submit(Priority { older: false, version }, job);
+        }
+        drop((held_up, sender));
+        let outcomes: Vec<_> = outcomes.iter().collect();
+        assert_eq!(outcomes.len(), 20);
+        for (number, outcome) in outcomes {
+            match outcome {
+                Outcome::Broken(problem) if number == 0 => {
+                    assert!(problem.path.ends_with("20240100/disk.qcow2"), "{problem:?}");
+                }
+                Outcome::Hashed(hashes) => {
+                    let expected = Digest::of("x".repeat(number).as_bytes());
+                    assert_eq!(hashes.files.get("disk.qcow2"), Some(&expected), "{number}");
+                }
+                other => panic!("{number}: {other:?}"),
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! and `image export` calls it after its fingerprint. A virtual machine in one tarball must not be
 //! listed, because clients before Incus 7.1 would take it for a container (`CLIENTS.md`).
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom, Take};
 
@@ -37,11 +38,22 @@ pub enum Inside {
 struct Packed<'a> {
     file: Take<&'a File>,
     go_on: &'a dyn Fn() -> bool,
+    /// What the system said first: to those who unpack, it would be damage.
+    failure: &'a Cell<Option<io::Error>>,
 }
 
 impl Read for Packed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if (self.go_on)() { self.file.read(buffer) } else { Err(io::Error::other("stopped")) }
+        if !(self.go_on)() {
+            return Err(io::Error::other("stopped"));
+        }
+        self.file.read(buffer).inspect_err(|err| {
+            if let Some(code) = err.raw_os_error()
+                && err.kind() != io::ErrorKind::Interrupted
+            {
+                self.failure.set(Some(io::Error::from_raw_os_error(code)));
+            }
+        })
     }
 }
 
@@ -50,12 +62,17 @@ impl Read for Packed<'_> {
 /// # Errors
 ///
 /// Those of reading the file; that it cannot be unpacked is no error.
-pub fn look(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Inside> {
+pub fn look(file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Inside> {
+    look_within(file, MAX_READ, go_on)
+}
+
+fn look_within(mut file: &File, limit: u64, go_on: &dyn Fn() -> bool) -> io::Result<Inside> {
     let mut magic = [0_u8; 6];
     file.seek(SeekFrom::Start(0))?;
     let length = file.read(&mut magic)?;
     file.seek(SeekFrom::Start(0))?;
-    let input = BufReader::new(Packed { file: file.take(MAX_READ), go_on });
+    let failure = Cell::new(None);
+    let input = BufReader::new(Packed { file: file.take(limit), go_on, failure: &failure });
     let found = match &magic[..length] {
         [0x1f, 0x8b, ..] => entries(MultiGzDecoder::new(input)),
         b"\xfd7zXZ\0" => entries(lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY)),
@@ -66,7 +83,7 @@ pub fn look(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Inside> {
         _ => entries(input),
     };
     file.seek(SeekFrom::Start(0))?;
-    Ok(found)
+    failure.into_inner().map_or(Ok(found), Err)
 }
 
 fn entries(unpacked: impl Read) -> Inside {
@@ -177,24 +194,25 @@ mod tests {
             assert!(packed.status.success(), "{program}");
             packed.stdout
         };
+        const LIMIT: u64 = 1 << 20;
         let xz = tempfile::tempfile().unwrap();
         (&xz).write_all(&pack("xz")).unwrap();
         xz.set_len(1 << 40).unwrap();
         let gzip = tempfile::tempfile().unwrap();
-        (&gzip).write_all(&pack("gzip").repeat(1 << 21)).unwrap();
-        assert!(gzip.metadata().unwrap().len() > MAX_READ);
+        (&gzip).write_all(&pack("gzip").repeat(1 << 17)).unwrap();
+        assert!(gzip.metadata().unwrap().len() > 2 * LIMIT);
         for file in [xz, gzip] {
-            let reads = std::cell::Cell::new(0);
+            let reads = Cell::new(0);
             let count = || {
                 reads.set(reads.get() + 1);
                 true
             };
-            assert_eq!(look(&file, &count).unwrap(), Inside::Unknown);
-            assert!(reads.get() <= MAX_READ / 4096, "{} reads", reads.get());
-            assert_eq!(
-                look(&file, &|| reads.replace(reads.get() + 1) == 0).unwrap(),
-                Inside::Unknown
-            );
+            assert_eq!(look_within(&file, LIMIT, &count).unwrap(), Inside::Unknown);
+            assert!(reads.get() <= LIMIT / 4096, "{} reads", reads.get());
+            let once = || reads.replace(reads.get() + 1) == 0;
+            reads.set(0);
+            look(&file, &once).unwrap();
+            assert!(reads.get() < 9, "{} reads after it was told to stop", reads.get());
         }
     }
 }

@@ -85,7 +85,8 @@ fn gzip<C: Content + ?Sized>(
     size: u64,
     go_on: &dyn Fn() -> bool,
 ) -> io::Result<Result<(), CutShort>> {
-    let mut unpacked = flate2::read::MultiGzDecoder::new(ReadAt { file, offset: 0 });
+    // Members that unpack to nothing are read over within one call.
+    let mut unpacked = flate2::read::MultiGzDecoder::new(ReadAt { file, offset: 0, go_on });
     let mut buffer = vec![0; 1 << 18];
     let mut left = size.saturating_mul(GZIP_RATIO).saturating_add(GZIP_ALWAYS);
     while left > 0 && go_on() {
@@ -93,6 +94,7 @@ fn gzip<C: Content + ?Sized>(
             Ok(0) => return Ok(Ok(())),
             Ok(read) => left = left.saturating_sub(read as u64),
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if !go_on() => break,
             Err(err) if err.raw_os_error().is_some() => return Err(err),
             Err(err) => return Ok(Err(CutShort(format!("it cannot be unpacked ({err})")))),
         }
@@ -100,14 +102,18 @@ fn gzip<C: Content + ?Sized>(
     Ok(Ok(()))
 }
 
-/// Reads without moving the file's own position.
+/// Reads without moving the file's own position, as long as `go_on` says yes.
 struct ReadAt<'a, C: ?Sized> {
     file: &'a C,
     offset: u64,
+    go_on: &'a dyn Fn() -> bool,
 }
 
 impl<C: Content + ?Sized> io::Read for ReadAt<'_, C> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.go_on)() {
+            return Err(io::Error::other("stopped"));
+        }
         let read = self.file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
         Ok(read)
@@ -234,6 +240,20 @@ mod tests {
         let packed = packed.finish().unwrap();
         assert!((packed.len() as u64) < GZIP_ALWAYS / GZIP_RATIO, "it would be unpacked");
         assert_eq!(verdict(&packed[..packed.len() - 1]), Ok(()), "its end is not looked at");
+    }
+
+    #[test]
+    fn gzip_that_unpacks_to_nothing_is_left_when_told_to() {
+        let member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let members = member.finish().unwrap().repeat(1 << 17);
+        let left = std::cell::Cell::new(5);
+        let go_on = || left.replace(left.get().max(1) - 1) > 0;
+        let verdict = check(&members[..], members.len() as u64, &go_on).unwrap();
+        assert_eq!(
+            (verdict, left.get()),
+            (Ok(()), 0),
+            "not read to its end, nor found to be broken"
+        );
     }
 
     #[test]

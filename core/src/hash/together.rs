@@ -8,14 +8,16 @@ use std::ops::Range;
 
 use super::findings::Reading;
 use super::{
-    Buffer, CHUNK, Failure, Findings, Order, Outcome, ROUNDS, Version, failure, guarded, take_in,
+    Buffer, Failure, Findings, Order, Outcome, ROUNDS, Version, failure, guarded, take_in,
 };
 use crate::entry::Plan;
 use crate::sha256;
 use crate::tree::join;
 
-/// Versions at once, where it pays: lanes of different length make room for each other.
+/// Versions at once, where it pays: lanes of different length make room for each other. Of less than so
+/// many there are too few lanes.
 pub(super) const MOST: usize = 16;
+pub const LEAST: usize = 7;
 
 /// Their files together, in bytes: what was read should be in the processor's cache still when it is hashed.
 pub const MOST_BYTES: u64 = 1 << 20;
@@ -30,13 +32,13 @@ pub fn most() -> usize {
 
 /// Whether a version can be hashed together with others: they all are done when the last one is, so that what
 /// takes longer than to read and hash some bytes is done by itself. So is a file that has several names, of which
-/// another may be here too: the second time, the cache knows it.
+/// another may be here too: one after the other, the cache knows it the second time.
 pub fn is_small(plan: &Plan) -> bool {
-    plan.bytes() <= MOST_BYTES
+    plan.bytes() <= MOST_BYTES / LEAST as u64
         && plan.unified.is_empty()
         && plan.sums.is_none()
         && plan.files().count() <= MOST_FILES
-        && plan.files().all(|file| file.stamp.size <= CHUNK as u64 && file.links == 1)
+        && plan.files().all(|file| file.links <= 1)
 }
 
 /// A version on its way.

@@ -24,6 +24,7 @@ pub(super) struct Desk {
     busy: Condvar,
     /// Threads that come here for [`next`](Self::next).
     threads: usize,
+    most: usize,
     /// Steps that they have taken.
     steps: AtomicU64,
 }
@@ -39,8 +40,8 @@ struct Waiting {
     idle: usize,
     /// The relief waits for somebody to have something to do.
     relief_dozes: bool,
-    /// The relief found that nobody had come forward.
-    stands_still: bool,
+    /// How many steps there had been when the relief found that nobody came forward.
+    stood_still: Option<u64>,
     /// The relief's last task was a job.
     had_job: bool,
     closed: bool,
@@ -55,13 +56,14 @@ pub(super) enum Task {
 }
 
 impl Desk {
-    /// For so many threads, and the relief.
-    pub(super) fn new(threads: usize) -> Self {
+    /// For so many threads, and the relief; `most` is how many small jobs a thread should take at once.
+    pub(super) fn new(threads: usize, most: usize) -> Self {
         Self {
             waiting: Mutex::default(),
             ready: Condvar::new(),
             busy: Condvar::new(),
             threads,
+            most,
             steps: AtomicU64::new(0),
         }
     }
@@ -132,7 +134,10 @@ impl Desk {
             if waiting.closed {
                 return None;
             }
-            if let Some(jobs) = waiting.first(self.threads, hash::most()) {
+            // While nobody comes forward, each job is left to whoever does.
+            let stands_still = waiting.stood_still == Some(self.steps.load(Ordering::Relaxed));
+            let most = if stands_still { 1 } else { self.most };
+            if let Some(jobs) = waiting.first(self.threads, most) {
                 return Some(Task::Hash(jobs));
             }
             let joins = |crew: &Arc<Crew>| crew.size() >= LARGE && crew.join();
@@ -155,7 +160,6 @@ impl Desk {
             }
             if waiting.jobs.is_empty() && waiting.idle == self.threads {
                 waiting.relief_dozes = true;
-                waiting.stands_still = false;
                 waiting = self.busy.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -166,10 +170,11 @@ impl Desk {
                 .wait_timeout_while(waiting, STANDSTILL, goes_on)
                 .unwrap_or_else(PoisonError::into_inner);
             waiting = after;
-            waiting.stands_still = self.steps.load(Ordering::Relaxed) == before;
-            if waiting.stands_still
-                && let Some(task) = waiting.for_relief()
-            {
+            if self.steps.load(Ordering::Relaxed) != before {
+                continue;
+            }
+            waiting.stood_still = Some(before);
+            if let Some(task) = waiting.for_relief() {
                 return Some(task);
             }
         }
@@ -201,26 +206,21 @@ impl Desk {
 }
 
 impl Waiting {
-    /// The first job, and those behind it that can be hashed together with it: at most `most`, and no more
-    /// than one thread's share of what waits. While nobody comes forward, each is left to whoever does.
+    /// The first job, and those behind it that can be hashed together with it: at most `most`, no more than
+    /// one thread's share of what waits, and none if they are too few for that to be worth it.
     fn first(&mut self, threads: usize, most: usize) -> Option<Vec<(Priority, Job)>> {
-        let share = if self.stands_still { 1 } else { self.jobs.len().div_ceil(threads).min(most) };
-        let ((priority, _), job) = self.jobs.pop_first()?;
-        let is_small = hash::is_small(&job.plan);
-        let mut room = hash::MOST_BYTES.saturating_sub(job.plan.bytes());
-        let mut jobs = vec![(priority, job)];
-        while is_small
-            && jobs.len() < share
-            && let Some(next) = self.jobs.first_entry()
-            && let Some(left) = room.checked_sub(next.get().plan.bytes())
-            && hash::is_small(&next.get().plan)
-            && next.get().tree.is_of(&jobs[0].1.tree)
-        {
-            let ((priority, _), job) = next.remove_entry();
-            jobs.push((priority, job));
-            room = left;
-        }
-        Some(jobs)
+        let share = self.jobs.len().div_ceil(threads).min(most);
+        let first = self.jobs.first_key_value()?.1;
+        let mut room = hash::MOST_BYTES;
+        let fits = |job: &&Job| {
+            let left = room.checked_sub(job.plan.bytes());
+            room = left.unwrap_or(0);
+            left.is_some() && hash::is_small(&job.plan) && job.tree.is_of(&first.tree)
+        };
+        let together = self.jobs.values().take(share).take_while(fits).count();
+        let number = if together < hash::LEAST { 1 } else { together };
+        let jobs = (0..number).map_while(|_| self.jobs.pop_first());
+        Some(jobs.map(|((priority, _), job)| (priority, job)).collect())
     }
 
     /// What nobody comes forward with: in turn a file that is being hashed, and a small version.
@@ -294,20 +294,32 @@ mod tests {
     #[test]
     fn small_ones_of_one_tree_go_together_in_their_order() {
         let of_a = |number| vec![("/a", SMALL); number];
-        assert_eq!(given(waiting(&of_a(5)), 1, 4), ["0 1 2 3", "4"]);
-        assert_eq!(given(waiting(&of_a(5)), 2, 16), ["0 1 2", "3", "4"], "a share of what waits");
-        assert_eq!(given(waiting(&of_a(3)), 1, 1), ["0", "1", "2"], "where it does not pay");
+        assert_eq!(given(waiting(&of_a(9)), 1, 8), ["0 1 2 3 4 5 6 7", "8"]);
+        assert_eq!(given(waiting(&of_a(15)), 2, 16)[0], "0 1 2 3 4 5 6 7", "a share of what waits");
+        assert_eq!(given(waiting(&of_a(8)), 1, 1)[0], "0", "where it does not pay");
+        assert_eq!(given(waiting(&of_a(6)), 1, 16)[0], "0", "too few to be worth it");
         let all = given(waiting(&of_a(25)), 1, 16);
         assert_eq!(all[0], "0 1 2 3 4 5 6 7 8 9", "a mebibyte");
         assert_eq!(all.join(" ").split(' ').count(), 25);
-        let mixed = [("/a", 1), ("/a", 1 << 30), ("/a", 1), ("/a", 2), ("/b", 1), ("/b", 1)];
-        assert_eq!(given(waiting(&mixed), 1, 16), ["0", "1", "2 3", "4 5"]);
+        let mut mixed = vec![("/a", 1), ("/a", 1 << 30)];
+        mixed.extend([("/a", 1); 8]);
+        mixed.extend([("/b", 1); 7]);
+        let expected = ["0", "1", "2 3 4 5 6 7 8 9", "10 11 12 13 14 15 16"];
+        assert_eq!(given(waiting(&mixed), 1, 16), expected);
     }
 
+    /// Whoever stands still may do so for long, and with several would hold up all of them.
     #[test]
     fn while_nobody_comes_forward_each_is_left_to_whoever_does() {
-        let mut waiting = waiting(&[("/a", 1), ("/a", 1)]);
-        waiting.stands_still = true;
-        assert_eq!(given(waiting, 1, 16), ["0", "1"]);
+        let desk = Desk::new(1, 16);
+        *desk.waiting() = waiting(&[("/a", 1); 20]);
+        let number = |task| match task {
+            Some(Task::Hash(jobs)) => jobs.len(),
+            _ => panic!("there are jobs"),
+        };
+        assert_eq!(number(desk.relief()), 1, "nobody had come forward");
+        assert_eq!(number(desk.next()), 1, "nor has now");
+        desk.has_stepped();
+        assert_eq!(number(desk.next()), 16);
     }
 }

@@ -1,7 +1,7 @@
 //! Many lanes at once, each with blocks of its own.
 //!
-//! Where a kernel takes sixteen messages in nearly the time that it would need for one, lanes of different
-//! files share it: those that are done make room for others, until too few are left for it to pay.
+//! Where a kernel takes sixteen messages in less time than eight pairs of lanes take, lanes of different files
+//! share it: those that are done make room for others, until too few are left for it to pay.
 
 use std::cmp::Reverse;
 
@@ -102,9 +102,9 @@ impl Wide {
         let Some(avx512) = self.avx512 else {
             return;
         };
-        // On an Intel Xeon, Emerald Rapids, sixteen take as long as nine by the SHA extensions, in pairs;
-        // on processors that have those at twice the rate, by their figures, as thirteen. Without
-        // them three lanes take longer.
+        // On an Intel Xeon (Emerald Rapids) sixteen take as long as nine by the SHA extensions, in pairs.
+        // Others were not measured, and some have faster ones: with thirteen, little is lost there.
+        // Without the extensions, three lanes one after the other take longer.
         let worth = match kernel {
             Kernel::ShaNi(_) => 13,
             Kernel::Sha2 => 3,
