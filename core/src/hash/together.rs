@@ -14,9 +14,10 @@ use crate::entry::Plan;
 use crate::sha256;
 use crate::tree::join;
 
-/// Versions at once, where it pays: lanes of different length make room for each other. Of less than so
-/// many there are too few lanes.
+/// Versions at once, where it pays: lanes of different length make room for each other.
 pub(super) const MOST: usize = 16;
+
+/// Of less than so many versions there are too few lanes for it to pay (see `sha256/many.rs`).
 pub const LEAST: usize = 7;
 
 /// Their files together, in bytes: what was read should be in the processor's cache still when it is hashed.
