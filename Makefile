@@ -61,6 +61,8 @@ reproducible: ## build the module twice, in different places, and compare the by
 addon: ## build the module by nginx's own configure and try it
 	@packaging/addon.sh
 
+# mimalloc, which is C, writes the time of its build into itself: the same sources shall make the same bytes.
+module: export SOURCE_DATE_EPOCH ?= 1767225600
 module: headers ## build target/release/libngx_http_simplestreams_module.so
 	$(CARGO) build --release -p ngx-http-simplestreams
 

@@ -27,6 +27,8 @@ build() {
         export NGINX_SOURCE_DIR=${NGINX_SOURCE_DIR:-/usr/share/nginx/src}
         RUSTFLAGS=$(packaging/remap-flags.sh "$1" "$2" "$3")
         export RUSTFLAGS
+        # Of C that writes it into itself; packages and `make module` set it too.
+        export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
         packaging/nginx-headers.sh "$2"
         cargo build --quiet --release --locked -p ngx-http-simplestreams
     )
