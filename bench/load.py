@@ -1,9 +1,8 @@
 """Load on one worker, and what it took: requests per second, the slowest percent, the worker's CPU.
 
 wrk makes the load; ab does for HEAD, whose answers wrk waits for a body of; h2load where so many requests a
-second are to be, and no more. Both sides of a cell are
-measured in turns, several times, and what counts is the ratio within each turn: what else happens on
-the machine meets both.
+second are to be, and no more. Both sides of a cell are measured in turns, several times, and what counts is
+the ratio within each turn: what else happens on the machine meets both.
 """
 
 import re

@@ -1,16 +1,17 @@
 //! Directories as an earlier process saw them: those that did not change since need not be read again.
 //!
 //! Names come into a directory and go out of it only with a new time of its inode, as file systems go
-//! that are this machine's alone; the others, and those that are mounted below the root, are read. Like a [hash](crate::cache), what was read within the granularity of the clock after the last
-//! change is not remembered. Files are looked at in any case.
+//! that are this machine's alone; the others, and those that are mounted below the root, are read. Like a
+//! [hash](crate::cache), what was read within the granularity of the clock after the last change is not
+//! remembered. Files are looked at in any case.
 //!
 //! It is for the first look of a process, and for nothing else: a rescan reads every directory.
 //!
 //! The file: eight bytes by which it is known, XXH3 of the version that wrote it, to which other names may
-//! matter (8, little-endian as all numbers), XXH3 of what follows (8), the number of directories (8); for each, in the order of the first, XXH3 of its stamp (8), and where its
-//! names begin (4) in the text with which the file ends: names, each with a `/`, and a zero behind the
-//! last. Paths are not in it: a stamp has the inode in it, and there are no two directories with one. Nor
-//! are the same names twice.
+//! matter (8, little-endian as all numbers), XXH3 of what follows (8), the number of directories (8); for
+//! each, in the order of the first, XXH3 of its stamp (8), and where its names begin (4) in the text with
+//! which the file ends: names, each with a `/`, and a zero behind the last. Paths are not in it: a stamp has
+//! the inode in it, and there are no two directories with one. Nor are the same names twice.
 
 use std::io;
 use std::num::NonZeroU32;

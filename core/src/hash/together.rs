@@ -5,11 +5,10 @@
 //! each, and as many of them are read, as fit, before all are hashed.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::findings::Reading;
-use super::{
-    Buffer, Failure, Findings, Order, Outcome, ROUNDS, Version, failure, guarded, take_in,
-};
+use super::{Buffer, Failure, Findings, Order, Outcome, ROUNDS, Version, failure, hash, take_in};
 use crate::entry::Plan;
 use crate::sha256;
 use crate::tree::join;
@@ -55,8 +54,15 @@ impl State<'_> {
     }
 }
 
-/// Hashes versions of one tree that [are small](is_small), as [`hash`](super::hash) does each.
+/// Hashes versions of one tree that [are small](is_small), as [`hash`] does each. Should that panic, each is
+/// hashed by itself, and whichever it was fails alone.
 pub fn hash_together(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> {
+    let together = || all_at_once(orders, &mut *buffer);
+    catch_unwind(AssertUnwindSafe(together))
+        .unwrap_or_else(|_| orders.iter().map(|order| hash(*order, buffer)).collect())
+}
+
+fn all_at_once(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> {
     let mut states: Vec<_> = begin(orders);
     for round in ROUNDS {
         buffer.clear();
@@ -65,15 +71,14 @@ pub fn hash_together(orders: &[Order<'_>], buffer: &mut Buffer) -> Vec<Outcome> 
             let State::Reads(version, findings) = &*state else {
                 continue;
             };
-            let taken_in = guarded(version.path, || {
-                let mut taken_in = Vec::new();
-                for reading in round(findings, version.plan) {
+            let taken_in: Result<Vec<_>, Failure> = round(findings, version.plan)
+                .into_iter()
+                .map(|reading| {
                     let path = join(version.path, &reading.file.name);
                     let content = take_in(version, &path, reading.file, buffer)?;
-                    taken_in.push((number, reading, content));
-                }
-                Ok(taken_in)
-            });
+                    Ok((number, reading, content))
+                })
+                .collect();
             match taken_in {
                 Ok(taken_in) => readings.extend(taken_in),
                 Err(failure) => state.fail(failure),
